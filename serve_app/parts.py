@@ -1,0 +1,100 @@
+"""The roles of the graph as Protocols: what the request path asks of each deployment.
+
+`deployments/adapters.py` implements them over Ray Serve handles, `tests/fakes.py` in memory. All methods raise
+the leaves of `errors.py`, and `Overloaded`, `Unavailable` or `Timeout` if the part cannot be reached.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve_app.types import (
+    AppendItems,
+    AttributeChange,
+    CloseTurn,
+    Conversation,
+    FloatMatrix,
+    GenerationRequest,
+    Json,
+    OpenedTurn,
+    OpenTurn,
+    Page,
+    PageQuery,
+    Passage,
+    SearchQuery,
+    StoreFileRef,
+)
+
+
+class Embedder(Protocol):
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        """One unit vector per text, in order. A text longer than the model's window is cut there."""
+        ...
+
+
+class Retriever(Protocol):
+    async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
+        """Best first, at most `max_results`. Raises `InvalidRequest` for a filter on a key that no file has."""
+        ...
+
+
+class Indexer(Protocol):
+    """The one writer of every vector store. What it is to ingest it finds in the database."""
+
+    async def wake(self) -> None:
+        """There is work in the database: look now."""
+        ...
+
+    async def update_attributes(self, change: AttributeChange) -> None: ...
+
+    async def remove_file(self, ref: StoreFileRef) -> None:
+        """After the return no search finds the file."""
+        ...
+
+    async def drop_store(self, store_id: str) -> None: ...
+
+
+class Generator(Protocol):
+    async def complete(self, request: GenerationRequest) -> Json:
+        """The whole chat completion object. Raises `InvalidRequest` for what the engine refuses."""
+        ...
+
+    def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
+        """Server-sent events as vLLM writes them: `data: {chunk}\\n\\n`, last `data: [DONE]\\n\\n`.
+
+        A string holds one or more whole events. Raises like `complete`, before the first item. Closing the iterator stops the engine.
+        """
+        ...
+
+
+class Sessions(Protocol):
+    """The durable log of conversations and responses. What a method has returned is committed."""
+
+    async def create_conversation(self, metadata: dict[str, str], items: tuple[Json, ...]) -> Conversation: ...
+    async def get_conversation(self, conversation_id: str) -> Conversation: ...
+    async def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation: ...
+    async def delete_conversation(self, conversation_id: str) -> None: ...
+
+    async def append_items(self, append: AppendItems) -> tuple[Json, ...]: ...
+    async def list_items(self, conversation_id: str, page: PageQuery) -> Page: ...
+    async def get_item(self, conversation_id: str, item_id: str) -> Json: ...
+    async def delete_item(self, conversation_id: str, item_id: str) -> Conversation: ...
+
+    async def open_turn(self, turn: OpenTurn) -> OpenedTurn: ...
+    async def close_turn(self, turn: CloseTurn) -> None: ...
+    async def get_response(self, response_id: str) -> Json: ...
+    async def delete_response(self, response_id: str) -> None: ...
+    async def list_input_items(self, response_id: str, page: PageQuery) -> Page: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All that answering a request needs, each behind its Protocol."""
+
+    embedder: Embedder
+    retriever: Retriever
+    indexer: Indexer
+    generator: Generator
+    sessions: Sessions
+    count_tokens: Callable[[str], int]
+    """Tokens of a text as the generator's model counts them."""

@@ -1,0 +1,126 @@
+"""The SQL schema, one for SQLite and PostgreSQL. Changes go through a migration in `migrations/`.
+
+Times are Unix seconds; JSON columns hold OpenAI's objects.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+# A log of items. A conversation is one (`conv_…`); a stored response outside any conversation is one too (its id is the
+# response's), whose parent is the log of the response before it. So a branch shares its past and copies nothing.
+logs = Table(
+    "logs",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("is_conversation", Boolean, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("epoch", Integer, nullable=False),  # the fence: who takes a log over raises it
+    Column("head", Integer, nullable=False),  # seq of the newest item; 0 if there is none
+    Column("parent_id", String(80)),
+    Column("parent_seq", Integer),  # the past ends with this item of the parent
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("log_id", String(80), primary_key=True),
+    Column("seq", Integer, primary_key=True),  # 1, 2, … without gaps
+    Column("item_id", String(80), nullable=False),
+    Column("idempotency_key", String(255), nullable=False),
+    Column("epoch", Integer, nullable=False),  # the fence it was written under
+    Column("body", JSON),  # the OpenAI item; null once it has been deleted
+    Column("created_at", BigInteger, nullable=False),
+    ForeignKeyConstraint(["log_id"], ["logs.id"], ondelete="CASCADE"),
+    Index("items_by_id", "log_id", "item_id", unique=True),
+    Index("items_by_idempotency_key", "log_id", "idempotency_key", unique=True),
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("log_id", String(80), nullable=False),
+    Column("first_seq", Integer, nullable=False),  # its first input item in the log
+    Column("input_count", Integer, nullable=False),
+    Column("last_seq", Integer, nullable=False),  # its last item: where the next response continues
+    Column("status", String(20), nullable=False),
+    Column("body", JSON, nullable=False),
+    Column("idempotency_key", String(255), unique=True),
+    Column("created_at", BigInteger, nullable=False),
+    ForeignKeyConstraint(["log_id"], ["logs.id"], ondelete="CASCADE"),
+    Index("responses_by_log", "log_id"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("filename", String(1024), nullable=False),
+    Column("media_type", String(100), nullable=False),  # what the content was found to be
+    Column("purpose", String(40), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+)
+
+vector_stores = Table(
+    "vector_stores",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("name", String(512)),
+    Column("metadata", JSON, nullable=False),
+    Column("encoder", String(255), nullable=False),  # model id that made its vectors
+    Column("chunking_strategy", JSON, nullable=False),  # the default for files added without one
+    Column("expires_after", JSON),
+    Column("created_at", BigInteger, nullable=False),
+    Column("last_active_at", BigInteger, nullable=False),
+)
+
+# A file in a store, and at the same time the job of ingesting it: claimed under a fence, held by a lease.
+vector_store_files = Table(
+    "vector_store_files",
+    metadata,
+    Column("store_id", String(80), primary_key=True),
+    Column("file_id", String(80), primary_key=True),
+    Column("batch_id", String(80)),
+    Column("status", String(20), nullable=False),  # in_progress, completed, cancelled, failed
+    Column("error_code", String(40)),
+    Column("error_message", Text),
+    Column("attributes", JSON, nullable=False),
+    Column("chunking_strategy", JSON, nullable=False),
+    Column("usage_bytes", BigInteger, nullable=False),
+    Column("passages", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("fence", Integer, nullable=False),  # raised by each claim; a result under an older one is refused
+    Column("lease_until", Float, nullable=False),  # 0 while unclaimed
+    Column("attempts", Integer, nullable=False),
+    ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
+    ForeignKeyConstraint(["file_id"], ["files.id"], ondelete="CASCADE"),
+    Index("vector_store_files_by_status", "status", "lease_until"),
+    Index("vector_store_files_by_batch", "batch_id"),
+)
+
+file_batches = Table(
+    "file_batches",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("store_id", String(80), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
+)

@@ -1,0 +1,212 @@
+"""The plain frozen values that cross processes, and nothing else that is shared.
+
+JSON bodies (`Json`) are OpenAI's objects as plain dicts: they are stored and sent as they are.
+Times are Unix seconds, as OpenAI's are.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+# JSON from and to the wire has no narrower type that helps a reader.
+Json = dict[str, Any]
+
+FloatMatrix = npt.NDArray[np.float32]
+"""[n, dimensions], rows of unit length."""
+
+FloatVector = npt.NDArray[np.float32]
+"""[dimensions], of unit length."""
+
+AttributeValue = str | float | bool
+
+
+def new_id(prefix: str) -> str:
+    """A new unguessable id, e.g. `resp_3f…` (24 random bytes in hex after the prefix)."""
+    return f"{prefix}_{secrets.token_hex(24)}"
+
+
+def now_s() -> int:
+    return int(time.time())
+
+
+# --- generation ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One call of the model: an OpenAI chat completion request, already checked, with its place in the queue."""
+
+    payload: Json
+    request_id: str
+    priority: int = 0
+    """vLLM's: lower is earlier."""
+
+
+# --- knowledge ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`key` compared with `value`. A file without the key satisfies only `ne` and `nin`."""
+
+    type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin"]
+    key: str
+    value: AttributeValue | tuple[AttributeValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compound:
+    type: Literal["and", "or"]
+    filters: tuple["Filter", ...]
+
+
+Filter = Comparison | Compound
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How a search weighs its halves. With a weight of 0 that half is not run; with both, ranks are fused."""
+
+    embedding_weight: float = 1.0
+    text_weight: float = 1.0
+    score_threshold: float = 0.0
+    """Passages with a lower score are left out; scores are in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """A search of one store."""
+
+    store_id: str
+    text: str
+    vector: FloatVector | None
+    """None if `ranking.embedding_weight` is 0."""
+    max_results: int = 10
+    filter: Filter | None = None
+    ranking: Ranking = Ranking()
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a file that a search found."""
+
+    passage_id: str
+    store_id: str
+    file_id: str
+    filename: str
+    text: str
+    score: float
+    """Relevance in [0, 1]."""
+    start: int
+    """Index of its first character in the file's extracted text."""
+    attributes: dict[str, AttributeValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChange:
+    store_id: str
+    file_id: str
+    attributes: dict[str, AttributeValue]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFileRef:
+    store_id: str
+    file_id: str
+
+
+# --- conversations ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    id: str
+    created_at: int
+    metadata: dict[str, str]
+
+    def to_json(self) -> Json:
+        return {
+            "id": self.id,
+            "object": "conversation",
+            "created_at": self.created_at,
+            "metadata": self.metadata,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list, in the order asked for. `data` are OpenAI objects, each with an `id`."""
+
+    data: tuple[Json, ...]
+    has_more: bool
+
+    def to_json(self) -> Json:
+        return {
+            "object": "list",
+            "data": list(self.data),
+            "first_id": self.data[0]["id"] if self.data else None,
+            "last_id": self.data[-1]["id"] if self.data else None,
+            "has_more": self.has_more,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """Which page: those after (or before) an id, newest first unless `order` is asc."""
+
+    after: str | None = None
+    before: str | None = None
+    limit: int = 20
+    order: Literal["asc", "desc"] = "desc"
+
+
+@dataclass(frozen=True, slots=True)
+class AppendItems:
+    """Items for the end of a conversation. The same `idempotency_key` again changes nothing, and returns the same."""
+
+    conversation_id: str
+    items: tuple[Json, ...]
+    """OpenAI conversation items, each already with its `id`."""
+    idempotency_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTurn:
+    """A question that must be durable before anything is computed for it.
+
+    It continues `conversation_id`, or the past of `previous_response_id`, or nothing; never both.
+    With `store` off and no conversation nothing is written, and only the history is read.
+    """
+
+    response: Json
+    """The response object as it stands now (`in_progress`); its `id` names the turn."""
+    input_items: tuple[Json, ...]
+    conversation_id: str | None = None
+    previous_response_id: str | None = None
+    store: bool = True
+    idempotency_key: str | None = None
+    max_history_items: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedTurn:
+    history: tuple[Json, ...]
+    """The newest items before this question, oldest first."""
+    log_id: str | None
+    """Where the answer will be appended; None if nothing is stored."""
+    finished: Json | None = None
+    """The stored response, if the same idempotency key has been answered before."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseTurn:
+    """The answer, in its final state (`completed`, `incomplete` or `failed`), durable once the call returns."""
+
+    log_id: str
+    response: Json
+    """The final response object; its `output` items are appended to the log. Closing twice changes nothing."""
+    store: bool = True
