@@ -1,0 +1,5 @@
+"""Thin shells round `serve_app`, and the graph: the only code that imports Ray or vLLM.
+
+Read `app.py` first. No number that an operator turns stands here: replicas, CPUs, GPUs and queue limits are in
+`serve_config.yaml`.
+"""

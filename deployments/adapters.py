@@ -1,0 +1,212 @@
+"""Handles become the Protocols of `serve_app/parts.py`, and Ray's errors become ours: the one place of translation.
+
+What is asked of the parts may be asked twice: searches change nothing, and every write is idempotent. So a call whose
+replica died is made again on another replica, within its deadline.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NoReturn
+
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.errors import InternalError, Overloaded, RayconteurError, Timeout, Unavailable
+from serve_app.types import (
+    AppendItems,
+    AttributeChange,
+    CloseTurn,
+    Conversation,
+    FloatMatrix,
+    GenerationRequest,
+    Json,
+    OpenedTurn,
+    OpenTurn,
+    Page,
+    PageQuery,
+    Passage,
+    SearchQuery,
+    StoreFileRef,
+)
+
+RETRY_AFTER_S = 2.0
+"""What a client is told to wait where Ray names no time."""
+
+READY_TIMEOUT_S = 5.0
+
+REPLICA_LOST = (
+    ActorDiedError,
+    ActorUnavailableError,
+    RayActorError,
+    ReplicaUnavailableError,
+    DeploymentUnavailableError,
+)
+
+
+class RemoteEmbedder:
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._handle, self._timeout_s = handle, timeout_s
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        matrix: FloatMatrix = await _call(self._handle.embed, tuple(texts), timeout_s=self._timeout_s)
+        return matrix
+
+
+class RemoteRetriever:
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._handle, self._timeout_s = handle, timeout_s
+
+    async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
+        passages: tuple[Passage, ...] = await _call(self._handle.search, query, timeout_s=self._timeout_s)
+        return passages
+
+
+class RemoteIndexer:
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._handle, self._timeout_s = handle, timeout_s
+
+    async def wake(self) -> None:
+        await _call(self._handle.wake, timeout_s=self._timeout_s)
+
+    async def update_attributes(self, change: AttributeChange) -> None:
+        await _call(self._handle.update_attributes, change, timeout_s=self._timeout_s)
+
+    async def remove_file(self, ref: StoreFileRef) -> None:
+        await _call(self._handle.remove_file, ref, timeout_s=self._timeout_s)
+
+    async def drop_store(self, store_id: str) -> None:
+        await _call(self._handle.drop_store, store_id, timeout_s=self._timeout_s)
+
+
+class RemoteGenerator:
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._complete = handle.complete
+        self._stream = handle.options(stream=True).stream
+        self._timeout_s = timeout_s
+
+    async def complete(self, request: GenerationRequest) -> Json:
+        completion: Json = await _call(self._complete, request, timeout_s=self._timeout_s)
+        return completion
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
+        events = self._stream.remote(request)
+        try:
+            async for event in events:
+                yield event
+        except (RayError, RayServeException) as error:
+            _raise_ours(error)
+        finally:
+            events.cancel()
+
+
+class RemoteSessions:
+    """Calls about one log go to the replica that has it in memory, while that is alive (`session_id`)."""
+
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._handle, self._timeout_s = handle, timeout_s
+
+    async def create_conversation(self, metadata: dict[str, str], items: tuple[Json, ...]) -> Conversation:
+        created: Conversation = await _call(
+            self._handle.create_conversation, metadata, items, timeout_s=self._timeout_s
+        )
+        return created
+
+    async def get_conversation(self, conversation_id: str) -> Conversation:
+        found: Conversation = await self._to(conversation_id, "get_conversation", conversation_id)
+        return found
+
+    async def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation:
+        updated: Conversation = await self._to(conversation_id, "update_conversation", conversation_id, metadata)
+        return updated
+
+    async def delete_conversation(self, conversation_id: str) -> None:
+        await self._to(conversation_id, "delete_conversation", conversation_id)
+
+    async def append_items(self, append: AppendItems) -> tuple[Json, ...]:
+        appended: tuple[Json, ...] = await self._to(append.conversation_id, "append_items", append)
+        return appended
+
+    async def list_items(self, conversation_id: str, page: PageQuery) -> Page:
+        listed: Page = await self._to(conversation_id, "list_items", conversation_id, page)
+        return listed
+
+    async def get_item(self, conversation_id: str, item_id: str) -> Json:
+        item: Json = await self._to(conversation_id, "get_item", conversation_id, item_id)
+        return item
+
+    async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
+        conversation: Conversation = await self._to(conversation_id, "delete_item", conversation_id, item_id)
+        return conversation
+
+    async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
+        log_id = turn.conversation_id or turn.response["id"]
+        opened: OpenedTurn = await self._to(log_id, "open_turn", turn)
+        return opened
+
+    async def close_turn(self, turn: CloseTurn) -> None:
+        await self._to(turn.log_id, "close_turn", turn)
+
+    async def get_response(self, response_id: str) -> Json:
+        response: Json = await self._to(response_id, "get_response", response_id)
+        return response
+
+    async def delete_response(self, response_id: str) -> None:
+        await self._to(response_id, "delete_response", response_id)
+
+    async def list_input_items(self, response_id: str, page: PageQuery) -> Page:
+        listed: Page = await self._to(response_id, "list_input_items", response_id, page)
+        return listed
+
+    # What comes back has the type of the deployment's method, which a handle does not know.
+    async def _to(self, log_id: str, method: str, *arguments: object) -> Any:
+        handle = self._handle.options(session_id=log_id)
+        return await _call(getattr(handle, method), *arguments, timeout_s=self._timeout_s)
+
+
+async def part_status(handle: DeploymentHandle[Any]) -> str:
+    """`ok`, or what is wrong with this part, for `/readyz`."""
+    try:
+        await _call(handle.ready, timeout_s=READY_TIMEOUT_S)
+    except RayconteurError as error:
+        return error.message
+    return "ok"
+
+
+async def _call(method: Any, *arguments: object, timeout_s: float) -> Any:
+    """One unary call. Raises our errors only: `Timeout` after `timeout_s`, `Unavailable` if no replica answers."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        response = method.remote(*arguments)
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - time.monotonic()):
+                return await response
+        except TimeoutError:
+            response.cancel()
+            raise Timeout(f"a part of the service did not answer within {timeout_s:g} s: try again") from None
+        except REPLICA_LOST as error:
+            if time.monotonic() >= deadline_s:
+                _raise_ours(error)
+            await asyncio.sleep(0.05)
+        except (RayError, RayServeException) as error:
+            _raise_ours(error)
+
+
+def _raise_ours(error: Exception) -> NoReturn:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, RayconteurError):
+        raise cause from None
+    if isinstance(cause, BackPressureError):
+        retry_after_s = cause.retry_after_s or RETRY_AFTER_S
+        raise Overloaded("the service is at its limit: try again shortly", retry_after_s=retry_after_s) from None
+    if isinstance(cause, REPLICA_LOST):
+        raise Unavailable(
+            "a part of the service is being restarted: try again shortly", retry_after_s=RETRY_AFTER_S
+        ) from error
+    raise InternalError("an internal error occurred: the server's log has the details") from error

@@ -1,0 +1,30 @@
+"""The graph. `serve_config.yaml` names `build_app` as its import path and gives it `args:`.
+
+No `from __future__ import annotations` here: Ray validates `args` against the parameter's annotation only if that is
+a class (`ray/serve/_private/api.py`, call_user_app_builder_with_args_if_necessary).
+"""
+
+from ray.serve import Application
+
+from deployments.embedder import Embedder
+from deployments.gateway import Gateway
+from deployments.generator import Generator
+from deployments.indexer import Indexer
+from deployments.retriever import Retriever
+from deployments.sessions import Sessions
+from serve_app.config import AppConfig
+
+
+def build_app(config: AppConfig) -> Application:
+    """The whole application, bound in the order in which a request meets its parts.
+
+    A star: only the gateway holds handles, so the order of a request is written in one place (`serve_app/chat.py`).
+    """
+    return Gateway.bind(
+        config,
+        sessions=Sessions.bind(config),
+        embedder=Embedder.bind(config),
+        retriever=Retriever.bind(config),
+        generator=Generator.bind(config),
+        indexer=Indexer.bind(config),
+    )

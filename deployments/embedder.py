@@ -1,0 +1,25 @@
+"""Interactive embeddings: questions, and texts sent to `/v1/embeddings`. The indexer has an encoder of its own."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from ray import serve
+
+from serve_app.config import AppConfig
+from serve_app.knowledge.encode import load_encoder
+from serve_app.types import FloatMatrix
+
+
+@serve.deployment
+class Embedder:
+    def __init__(self, config: AppConfig) -> None:
+        self._encoder = load_encoder(config.encoder)
+        # One thread: the encoder itself uses all the cores that it may.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+
+    async def embed(self, texts: tuple[str, ...]) -> FloatMatrix:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, texts)
+
+    async def ready(self) -> None:
+        """Returns if the encoder works; raises otherwise."""
+        await self.embed(("ready?",))

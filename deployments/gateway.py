@@ -1,0 +1,65 @@
+"""The HTTP front: the FastAPI application of `serve_app/api`, with its parts behind Serve handles."""
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from deployments.adapters import (
+    RemoteEmbedder,
+    RemoteGenerator,
+    RemoteIndexer,
+    RemoteRetriever,
+    RemoteSessions,
+    part_status,
+)
+from serve_app.api.app import create_app
+from serve_app.config import AppConfig
+from serve_app.generation.tokens import load_token_counter
+from serve_app.models import resolve_model
+from serve_app.parts import Parts
+from serve_app.storage.database import open_database
+
+
+@serve.deployment
+@serve.ingress()
+class Gateway:
+    def __init__(
+        self,
+        config: AppConfig,
+        *,
+        sessions: DeploymentHandle[Any],
+        embedder: DeploymentHandle[Any],
+        retriever: DeploymentHandle[Any],
+        generator: DeploymentHandle[Any],
+        indexer: DeploymentHandle[Any],
+    ) -> None:
+        self._config = config
+        self._handles = {
+            "sessions": sessions,
+            "embedder": embedder,
+            "retriever": retriever,
+            "generator": generator,
+            "indexer": indexer,
+        }
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Serve calls this once, after the constructor (`ray.serve.ingress` without an app)."""
+        config, handles = self._config, self._handles
+        timeout_s = config.api.call_timeout_s
+        parts = Parts(
+            embedder=RemoteEmbedder(handles["embedder"], timeout_s),
+            retriever=RemoteRetriever(handles["retriever"], timeout_s),
+            indexer=RemoteIndexer(handles["indexer"], timeout_s),
+            generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
+            sessions=RemoteSessions(handles["sessions"], timeout_s),
+            count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
+        )
+        database = open_database(config.storage.resolved_database_url)
+        return create_app(config, parts, database, self._check_parts)
+
+    async def _check_parts(self) -> dict[str, str]:
+        statuses = await asyncio.gather(*(part_status(handle) for handle in self._handles.values()))
+        return dict(zip(self._handles, statuses, strict=True))

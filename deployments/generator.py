@@ -1,0 +1,146 @@
+"""vLLM behind a handle: its engine, and its own OpenAI serving layer, in one replica.
+
+This is vLLM itself and not Ray's `LLMServer` round it: that forces vLLM's Ray executor on GPUs and holds each first
+token back in a batcher, while a fraction of a GPU, replicas and queues are Ray Serve's own business here, in
+`serve_config.yaml`, as for every other deployment. Only this module imports vLLM, and only in a replica: importing it
+takes about nine seconds and 0.8 GB.
+"""
+
+import json
+import logging
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from serve_app.config import AppConfig, GeneratorConfig
+from serve_app.errors import InternalError, InvalidRequest, NotFound, RayconteurError, Unavailable
+from serve_app.models import resolve_model
+from serve_app.types import GenerationRequest, Json
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger("ray.serve")
+
+ERROR_EVENT = 'data: {"error"'
+
+
+@serve.deployment
+class Generator:
+    async def __init__(self, config: AppConfig) -> None:
+        self._engine, self._chat = await start_engine(config.generator)
+
+    async def complete(self, request: GenerationRequest) -> Json:
+        """The whole chat completion. Raises `InvalidRequest` for what vLLM refuses, e.g. a prompt over the context."""
+        answer = await self._answer(request)
+        completion: Json = answer.model_dump(mode="json")
+        return completion
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
+        """vLLM's server-sent events as it writes them; raises like `complete`, before the first.
+
+        A failure in mid-stream raises too, since vLLM's own error event would look like an answer to a client.
+        """
+        async for event in await self._answer(request):
+            if event.startswith(ERROR_EVENT):
+                raise InternalError(json.loads(event[len("data: ") :])["error"]["message"])
+            yield event
+
+    async def ready(self) -> None:
+        await self._engine.check_health()
+
+    async def check_health(self) -> None:
+        """Ray replaces the replica when this raises, as it does once vLLM's engine process is gone."""
+        await self._engine.check_health()
+
+    # vLLM's answer is one object, or an async iterator of strings if the payload says `stream`.
+    async def _answer(self, request: GenerationRequest) -> Any:
+        from pydantic import ValidationError
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            chat_request = ChatCompletionRequest(
+                **request.payload | {"request_id": request.request_id, "priority": request.priority}
+            )
+            answer = await self._chat.create_chat_completion(chat_request)
+        except ValidationError as error:
+            raise _invalid_payload(error.errors()[0]) from None
+        except EngineDeadError:
+            raise Unavailable("the model is being restarted: try again shortly", retry_after_s=10) from None
+        except (VLLMClientError, ValueError) as error:
+            answer = self._chat.create_error_response(error)
+        if isinstance(answer, ErrorResponse):
+            raise _refusal(answer.error)
+        return answer
+
+
+async def start_engine(config: GeneratorConfig) -> "tuple[AsyncLLM, OpenAIServingChat]":
+    """Start vLLM's engine as its own server would with the same arguments, with its metrics going to Ray's."""
+    from starlette.datastructures import State
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    arguments = parse_engine_arguments(config)
+    engine_args = AsyncEngineArgs.from_cli_args(arguments)
+    engine = AsyncLLM.from_vllm_config(
+        engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER),
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        stat_loggers=[RayPrometheusStatLogger],
+    )
+    state = State()
+    await init_app_state(engine, state, arguments, await engine.get_supported_tasks())
+    return engine, state.openai_serving_chat
+
+
+def parse_engine_arguments(config: GeneratorConfig) -> Namespace:
+    """vLLM's own parser reads the YAML's `engine:`, so that its defaults and its error messages hold here too."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    model = resolve_model(config.model_source)
+    parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
+    return parser.parse_args(engine_command_line(config, model))
+
+
+def engine_command_line(config: GeneratorConfig, model: str) -> list[str]:
+    """The arguments with which `vllm serve` would start the same engine."""
+    line = ["--model", model, "--served-model-name", config.model_id]
+    for name, value in ({"dtype": fastest_dtype()} | config.engine).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            line.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            line += [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+    return line
+
+
+def fastest_dtype() -> str:
+    """vLLM's `auto`, but float32 on a CPU without bfloat16 instructions, which then emulates it at half the speed."""
+    import torch
+
+    has_no_bfloat16 = not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported()
+    return "float32" if has_no_bfloat16 else "auto"
+
+
+def _invalid_payload(error: Any) -> InvalidRequest:
+    field = ".".join(str(part) for part in error["loc"]) or None
+    return InvalidRequest(f"{field or 'the request'}: {error['msg']}", param=field)
+
+
+def _refusal(error: Any) -> RayconteurError:
+    """vLLM's `ErrorInfo` as ours."""
+    if error.code == 404:
+        return NotFound(error.message, param=error.param)
+    if error.code < 500:
+        is_too_long = "context length" in error.message
+        return InvalidRequest(error.message, param=error.param, code="context_length_exceeded" if is_too_long else None)
+    return InternalError(error.message)

@@ -1,0 +1,73 @@
+"""The one writer of every vector store: ingestion, and the changes that clients ask for.
+
+All of it runs on one thread, because concurrent writers would make LanceDB retry, and can double rows
+(`merge_insert` of the same new keys). More replicas would be more writers: keep it at one.
+"""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from ray import serve
+
+from serve_app.config import AppConfig
+from serve_app.knowledge.encode import load_encoder
+from serve_app.knowledge.index import IndexWriter
+from serve_app.knowledge.ingest import Ingestor
+from serve_app.storage.database import open_database
+from serve_app.storage.files import FileStore
+from serve_app.types import AttributeChange, StoreFileRef
+
+logger = logging.getLogger("ray.serve")
+
+
+@serve.deployment
+class Indexer:
+    def __init__(self, config: AppConfig) -> None:
+        database = open_database(config.storage.resolved_database_url)
+        encoder = load_encoder(config.encoder)
+        self._index = IndexWriter(config.storage.vectors_folder, encoder.dimensions)
+        self._ingestor = Ingestor(
+            database, FileStore(database, config.storage.files_folder), encoder, self._index, config.ingestion
+        )
+        self._poll_interval_s = config.ingestion.poll_interval_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._work = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+
+    async def wake(self) -> None:
+        self._work.set()
+
+    async def update_attributes(self, change: AttributeChange) -> None:
+        await self._run(self._index.update_attributes, change)
+
+    async def remove_file(self, ref: StoreFileRef) -> None:
+        await self._run(self._index.remove_file, ref.store_id, ref.file_id)
+
+    async def drop_store(self, store_id: str) -> None:
+        await self._run(self._index.drop, store_id)
+
+    async def ready(self) -> None:
+        """Returns if the ingestion loop is alive; raises what ended it otherwise."""
+        await self.check_health()
+
+    async def check_health(self) -> None:
+        # Ray calls this soon after the constructor, and then regularly, on the replica's event loop.
+        if self._loop is None:
+            self._loop = asyncio.create_task(self._ingest())
+        if self._loop.done():
+            self._loop.result()
+
+    async def _ingest(self) -> None:
+        """Work through what the database holds, for as long as the replica lives."""
+        while True:
+            self._work.clear()
+            while await self._run(self._ingestor.run_once):
+                pass
+            try:
+                await asyncio.wait_for(self._work.wait(), self._poll_interval_s)
+            except TimeoutError:
+                continue
+
+    async def _run(self, function, *arguments):  # type: ignore[no-untyped-def]
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
