@@ -33,6 +33,7 @@ logs = Table(
     Column("head", Integer, nullable=False),  # seq of the newest item; 0 if there is none
     Column("parent_id", String(80)),
     Column("parent_seq", Integer),  # the past ends with this item of the parent
+    Index("logs_by_parent", "parent_id"),
 )
 
 items = Table(
@@ -41,7 +42,7 @@ items = Table(
     Column("log_id", String(80), primary_key=True),
     Column("seq", Integer, primary_key=True),  # 1, 2, … without gaps
     Column("item_id", String(80), nullable=False),
-    Column("idempotency_key", String(255), nullable=False),
+    Column("idempotency_key", String(300), nullable=False),  # of the append (255), with its kind and the item's index
     Column("epoch", Integer, nullable=False),  # the fence it was written under
     Column("body", JSON),  # the OpenAI item; null once it has been deleted
     Column("created_at", BigInteger, nullable=False),
@@ -60,9 +61,10 @@ responses = Table(
     Column("last_seq", Integer, nullable=False),  # its last item: where the next response continues
     Column("status", String(20), nullable=False),
     Column("body", JSON, nullable=False),
-    Column("idempotency_key", String(255), unique=True),
+    Column("idempotency_key", String(255)),
     Column("created_at", BigInteger, nullable=False),
     ForeignKeyConstraint(["log_id"], ["logs.id"], ondelete="CASCADE"),
+    Index("responses_by_idempotency_key", "idempotency_key", unique=True),
     Index("responses_by_log", "log_id"),
 )
 

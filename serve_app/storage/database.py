@@ -1,0 +1,217 @@
+"""The SQL database of every process: a SQLite file on one node, PostgreSQL on more.
+
+Synchronous on purpose: a deployment calls it in threads. Safe to share between threads.
+"""
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal, cast
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from serve_app.errors import InternalError, Overloaded, Unavailable
+from serve_app.storage import migrations
+
+Dialect = Literal["sqlite", "postgresql"]
+
+LOCK_TIMEOUT_S = 30
+"""How long a transaction waits for another process's, or for a free connection."""
+
+_READ_OPTIONS: dict[Dialect, dict[str, object]] = {
+    "sqlite": {"begin": "BEGIN"},
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+}
+_WRITE_OPTIONS: dict[Dialect, dict[str, object]] = {
+    "sqlite": {"begin": "BEGIN IMMEDIATE"},
+    "postgresql": {},
+}
+_MIGRATION_LOCK = 0x52_41_59_43  # any number, the same for every process
+_migrating = threading.Lock()  # Alembic keeps its context in module globals
+
+
+def open_database(url: str) -> "Database":
+    """Open the database at `url`, created and brought to the newest schema if need be.
+
+    Safe when many processes do it at once. Raises `ValueError` for a URL that is neither a SQLite file nor PostgreSQL,
+    `Unavailable` if the database does not answer, `InternalError` if its schema is newer than this program.
+    """
+    parsed = _supported(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(parsed)
+    return _open_postgresql(parsed)
+
+
+class Database:
+    """Transactions on the database, for any number of threads. Made by `open_database`; `close` it at the end.
+
+    Both kinds of transaction raise `Unavailable` if the database cannot be reached or stays locked, and `Overloaded` if
+    no connection gets free. After `Unavailable` out of a write it is unknown whether it was committed.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.dialect: Dialect = cast(Dialect, engine.dialect.name)
+        self._engine = engine
+        self._reader = engine.execution_options(**_READ_OPTIONS[self.dialect])
+        self._writer = engine.execution_options(**_WRITE_OPTIONS[self.dialect])
+        self._sqlite_turn = threading.Lock()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction, durable when the block has ended, undone if it raises. SQLite runs one at a time."""
+        with ExitStack() as stack:
+            if self.dialect == "sqlite":
+                # SQLite's own wait is a poll with sleeps: threads of one process hand over faster, and fairly.
+                stack.enter_context(self._wait_for_turn())
+            yield stack.enter_context(_transaction(self._writer))
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """One consistent view of what is committed. Takes no lock that a writer would wait for."""
+        return _transaction(self._reader)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _wait_for_turn(self) -> Iterator[None]:
+        if not self._sqlite_turn.acquire(timeout=LOCK_TIMEOUT_S):
+            raise Overloaded("Too many writes are waiting for the database: try again.", retry_after_s=1)
+        try:
+            yield
+        finally:
+            self._sqlite_turn.release()
+
+
+@contextmanager
+def _transaction(engine: Engine) -> Iterator[Connection]:
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except PoolTimeout as error:
+        raise Overloaded("No database connection got free in time: try again.", retry_after_s=1) from error
+    except OperationalError as error:
+        raise Unavailable("The database does not answer, or is locked: try again.", retry_after_s=1) from error
+
+
+# --- opening ------------------------------------------------------------------------------------
+
+
+def _supported(url: str) -> URL:
+    scheme, _, rest = url.partition(":")
+    if scheme in ("postgres", "postgresql"):
+        return make_url(f"postgresql+psycopg:{rest}")
+    parsed = make_url(url)
+    if parsed.drivername == "postgresql+psycopg":
+        return parsed
+    if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
+        return parsed
+    raise ValueError(f"unsupported database {parsed!r}: use sqlite:////folder/file.db or postgresql://…")
+
+
+def _open_sqlite(url: URL) -> Database:
+    path = Path(cast(str, url.database))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _create_private(path)
+    engine = create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S}, pool_timeout=LOCK_TIMEOUT_S)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    database = Database(engine)
+    with database.read() as connection:
+        is_ready = connection.scalar(text("PRAGMA journal_mode")) == "wal" and _is_current(connection)
+    if not is_ready:
+        with _migrating, _folder_lock(path.parent):
+            _migrate_sqlite(engine)
+    return database
+
+
+def _create_private(path: Path) -> None:
+    # Never opens a file that is there: closing a second descriptor of a live SQLite file drops this process's locks.
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN IMMEDIATE"))
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Held by one process at a time. The switch to WAL cannot be made in a transaction, so that is not lock enough."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _migrate_sqlite(engine: Engine) -> None:
+    with engine.connect() as connection:
+        driver = connection.connection
+        _pragma(driver, "journal_mode=WAL")
+        # With foreign keys on, a step that rebuilds a table would cascade to the rows that refer to it.
+        _pragma(driver, "foreign_keys=OFF")
+        try:
+            with connection.begin():
+                _upgrade(connection)
+        finally:
+            _pragma(driver, "foreign_keys=ON")
+
+
+def _pragma(driver: DBAPIConnection, setting: str) -> None:
+    cursor = driver.cursor()
+    cursor.execute(f"PRAGMA {setting}")
+    cursor.close()
+
+
+def _open_postgresql(url: URL) -> Database:
+    engine = create_engine(url, pool_pre_ping=True, pool_timeout=LOCK_TIMEOUT_S)
+    database = Database(engine)
+    with database.read() as connection:
+        is_ready = _is_current(connection)
+    if not is_ready:
+        with _migrating, database.write() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            _upgrade(connection)
+    return database
+
+
+def _is_current(connection: Connection) -> bool:
+    if not inspect(connection).has_table("alembic_version"):
+        return False
+    return bool(connection.scalar(text("SELECT version_num FROM alembic_version")) == migrations.NEWEST)
+
+
+def _upgrade(connection: Connection) -> None:
+    """All steps that are missing, in the transaction of `connection`, which only one process can be in."""
+    if _is_current(connection):
+        return
+    # Alembic is only needed, and only takes memory, where there is something to do.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise InternalError("The database was written by a newer version of Rayconteur: run that one.") from error
