@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from serve_app.config import AppConfig
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
+from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
 
 
@@ -16,15 +17,24 @@ from serve_app.storage.files import FileStore
 class Context:
     config: AppConfig
     parts: Parts
+    database: Database
     catalog: Catalog
     files: FileStore
     check_parts: Callable[[], Awaitable[dict[str, str]]]
     """The name of each part, with `ok` or with what is wrong."""
 
 
-def get_context(request: Request) -> Context:
+# Both are async, or FastAPI would send each call through its thread pool.
+async def get_context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
 
+async def get_request_id(request: Request) -> str:
+    request_id: str = request.state.request_id
+    return request_id
+
+
 InContext = Annotated[Context, Depends(get_context)]
+RequestId = Annotated[str, Depends(get_request_id)]
+"""The `x-request-id` of the answer: the client's own, or one that the middleware made."""

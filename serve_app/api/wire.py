@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serve_app.types import AttributeValue, Comparison, Compound, Filter, Ranking
+from serve_app.types import AttributeValue, Comparison, Compound, Filter, Json, PageQuery, Ranking
 
 Name = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 MetadataKey = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]
@@ -39,15 +39,28 @@ class ComparisonFilter(Wire):
 
 class CompoundFilter(Wire):
     type: Literal["and", "or"]
-    filters: Annotated[list["ComparisonFilter | CompoundFilter"], Field(min_length=1, max_length=100)]
+    filters: Annotated[list["AnyFilter"], Field(min_length=1, max_length=100)]
 
     def to_filter(self) -> Filter:
         return Compound(self.type, tuple(each.to_filter() for each in self.filters))
 
+    @model_validator(mode="after")
+    def _not_too_deep(self) -> "CompoundFilter":
+        if self.depth() > _MAX_FILTER_DEPTH:
+            raise ValueError(f"filters may be nested at most {_MAX_FILTER_DEPTH} deep")
+        return self
+
+    def depth(self) -> int:
+        return 1 + max((each.depth() for each in self.filters if isinstance(each, CompoundFilter)), default=0)
+
+
+AnyFilter = Annotated[ComparisonFilter | CompoundFilter, Field(discriminator="type")]
+_MAX_FILTER_DEPTH = 10
+
 
 class HybridSearch(Wire):
-    embedding_weight: float = Field(1.0, ge=0)
-    text_weight: float = Field(1.0, ge=0)
+    embedding_weight: float = Field(default=1.0, ge=0)
+    text_weight: float = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")
     def _not_both_zero(self) -> "HybridSearch":
@@ -58,7 +71,7 @@ class HybridSearch(Wire):
 
 class RankingOptions(Wire):
     ranker: str | None = None
-    score_threshold: float = Field(0.0, ge=0, le=1)
+    score_threshold: float = Field(default=0.0, ge=0, le=1)
     hybrid_search: HybridSearch = HybridSearch()
 
     def to_ranking(self) -> Ranking:
@@ -70,15 +83,50 @@ class FileSearchTool(Wire):
 
     type: Literal["file_search"]
     vector_store_ids: Annotated[list[Annotated[str, Field(max_length=80)]], Field(min_length=1, max_length=20)]
-    max_num_results: int | None = Field(None, ge=1, le=50)
-    filters: ComparisonFilter | CompoundFilter | None = None
+    max_num_results: int | None = Field(default=None, ge=1, le=50)
+    filters: AnyFilter | None = None
     ranking_options: RankingOptions = RankingOptions()
 
 
 class PageParameters(Wire):
     """The query parameters of every list."""
 
-    after: str | None = Field(None, max_length=80)
-    before: str | None = Field(None, max_length=80)
-    limit: int = Field(20, ge=1, le=100)
+    after: str | None = Field(default=None, max_length=80)
+    before: str | None = Field(default=None, max_length=80)
+    limit: int = Field(default=20, ge=1, le=100)
     order: Literal["asc", "desc"] = "desc"
+
+    def to_query(self) -> PageQuery:
+        return PageQuery(self.after, self.before, self.limit, self.order)
+
+
+class AutoChunking(Wire):
+    type: Literal["auto"]
+
+
+class StaticSizes(Wire):
+    max_chunk_size_tokens: int = Field(default=800, ge=100, le=4096)
+    chunk_overlap_tokens: int = Field(default=400, ge=0)
+
+    @model_validator(mode="after")
+    def _overlap_is_at_most_half(self) -> "StaticSizes":
+        if "chunk_overlap_tokens" not in self.model_fields_set:
+            self.chunk_overlap_tokens = min(400, self.max_chunk_size_tokens // 2)
+        if self.chunk_overlap_tokens > self.max_chunk_size_tokens // 2:
+            raise ValueError(
+                f"chunk_overlap_tokens is {self.chunk_overlap_tokens}, which is more than half of"
+                f" max_chunk_size_tokens ({self.max_chunk_size_tokens})"
+            )
+        return self
+
+
+class StaticChunking(Wire):
+    type: Literal["static"]
+    static: StaticSizes
+
+
+ChunkingStrategy = Annotated[AutoChunking | StaticChunking, Field(discriminator="type")]
+
+
+def chunking_to_json(strategy: AutoChunking | StaticChunking | None) -> Json | None:
+    return None if strategy is None else strategy.model_dump()

@@ -1,0 +1,68 @@
+"""`POST /v1/embeddings`: texts to vectors, by the encoder that also indexes the documents."""
+
+import base64
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from serve_app.api.context import InContext
+from serve_app.api.models import model_not_found
+from serve_app.api.wire import Wire
+from serve_app.errors import InvalidRequest
+from serve_app.types import FloatVector
+
+router = APIRouter(prefix="/v1/embeddings", tags=["embeddings"])
+
+_MAX_INPUTS = 2048
+
+
+class EmbeddingsBody(Wire):
+    model: str
+    input: str | Annotated[list[str | int | list[int]], Field(min_length=1, max_length=_MAX_INPUTS)]
+    dimensions: int | None = Field(None, ge=1)
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+
+
+@router.post("")
+async def create_embeddings(body: EmbeddingsBody, context: InContext) -> Response:
+    if body.model != context.config.encoder.model_id:
+        raise model_not_found(body.model)
+    texts = _texts(body.input)
+    vectors = await context.parts.embedder.embed(texts)
+    if body.dimensions not in (None, vectors.shape[1]):
+        raise InvalidRequest(
+            f"'dimensions' is {body.dimensions}, and the vectors of {body.model!r} have {vectors.shape[1]}",
+            param="dimensions",
+        )
+    tokens = await run_in_threadpool(lambda: sum(context.parts.count_tokens(text) for text in texts))
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": _encode(vector, body.encoding_format)}
+                for index, vector in enumerate(vectors)
+            ],
+            "model": body.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    )
+
+
+def _texts(given: str | list[str | int | list[int]]) -> list[str]:
+    inputs = [given] if isinstance(given, str) else given
+    texts = [text for text in inputs if isinstance(text, str)]
+    if len(texts) < len(inputs):
+        raise InvalidRequest("'input' must be text: lists of tokens are not taken here", param="input")
+    if not all(texts):
+        raise InvalidRequest("'input' must not hold an empty text", param="input")
+    return texts
+
+
+def _encode(vector: FloatVector, encoding_format: str) -> str | list[float]:
+    if encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return [float(number) for number in vector]

@@ -1,0 +1,30 @@
+"""Is the process alive, and are all parts ready? For probes; open without a key."""
+
+from fastapi import APIRouter
+from sqlalchemy import text
+from starlette.responses import JSONResponse, Response
+
+from serve_app.api.context import InContext
+from serve_app.api.errors import to_json, to_response
+from serve_app.errors import Unavailable
+from serve_app.types import Json
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+def is_alive(context: InContext) -> Json:
+    with context.database.read() as connection:
+        connection.execute(text("SELECT 1"))
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def is_ready(context: InContext) -> Response:
+    parts = await context.check_parts()
+    wrong = [f"{name} ({state})" for name, state in parts.items() if state != "ok"]
+    if not wrong:
+        return JSONResponse({"status": "ready", "parts": parts})
+    error = Unavailable(f"Not ready: {', '.join(wrong)}", retry_after_s=5.0)
+    body = {"status": "not ready", "parts": parts, **to_json(error)}
+    return JSONResponse(body, error.status, dict(to_response(error).headers))

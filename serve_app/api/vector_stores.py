@@ -1,0 +1,266 @@
+"""`/v1/vector_stores`: stores of files that can be searched, the files in them, and the search itself.
+
+Rows come first and the indexer learns of them afterwards: what it misses it finds in the database.
+"""
+
+import logging
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import Field, model_validator
+from starlette.concurrency import run_in_threadpool
+
+from serve_app.api.context import Context, InContext
+from serve_app.api.wire import (
+    AnyFilter,
+    Attributes,
+    ChunkingStrategy,
+    Metadata,
+    Name,
+    PageParameters,
+    RankingOptions,
+    Wire,
+    chunking_to_json,
+)
+from serve_app.errors import RayconteurError
+from serve_app.knowledge import parse
+from serve_app.knowledge.catalog import NewFile
+from serve_app.knowledge.retrieve import retrieve
+from serve_app.types import AttributeChange, Json, Passage, StoreFileRef
+
+router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
+
+log = logging.getLogger(__name__)
+
+Id = Annotated[str, Field(min_length=1, max_length=80)]
+QueryText = Annotated[str, Field(min_length=1, max_length=32_768)]
+
+
+class StoreExpiry(Wire):
+    anchor: Literal["last_active_at"]
+    days: int = Field(ge=1, le=365)
+
+
+class CreateStoreBody(Wire):
+    name: Name | None = None
+    file_ids: Annotated[list[Id], Field(max_length=500)] | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+    expires_after: StoreExpiry | None = None
+    metadata: Metadata | None = None
+
+
+class UpdateStoreBody(Wire):
+    """What is not sent stays; `null` empties a field."""
+
+    name: Name | None = None
+    expires_after: StoreExpiry | None = None
+    metadata: Metadata | None = None
+
+
+class AddFileBody(Wire):
+    file_id: Id
+    attributes: Attributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+    def to_new_file(self) -> NewFile:
+        return NewFile(self.file_id, self.attributes or {}, chunking_to_json(self.chunking_strategy))
+
+
+class AttributesBody(Wire):
+    attributes: Attributes | None
+
+
+class BatchBody(Wire):
+    file_ids: Annotated[list[Id], Field(min_length=1, max_length=2000)] | None = None
+    files: Annotated[list[AddFileBody], Field(min_length=1, max_length=2000)] | None = None
+    attributes: Attributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "BatchBody":
+        if (self.file_ids is None) == (self.files is None):
+            raise ValueError("send either 'file_ids' or 'files'")
+        return self
+
+    def to_new_files(self) -> list[NewFile]:
+        if self.files is not None:
+            return [file.to_new_file() for file in self.files]
+        strategy = chunking_to_json(self.chunking_strategy)
+        return [NewFile(file_id, self.attributes or {}, strategy) for file_id in self.file_ids or ()]
+
+
+class SearchBody(Wire):
+    query: QueryText | Annotated[list[QueryText], Field(min_length=1, max_length=20)]
+    filters: AnyFilter | None = None
+    max_num_results: int = Field(10, ge=1, le=50)
+    ranking_options: RankingOptions | None = None
+
+
+class FilePageParameters(PageParameters):
+    filter: Literal["in_progress", "completed", "failed", "cancelled"] | None = None
+
+
+InPage = Annotated[PageParameters, Query()]
+InFilePage = Annotated[FilePageParameters, Query()]
+
+# Stores
+
+
+@router.post("")
+async def create_store(body: CreateStoreBody, context: InContext) -> Json:
+    store = await run_in_threadpool(
+        context.catalog.create_store,
+        name=body.name,
+        metadata=body.metadata,
+        expires_after=body.expires_after.model_dump() if body.expires_after else None,
+        chunking_strategy=chunking_to_json(body.chunking_strategy),
+        new_files=[NewFile(file_id) for file_id in body.file_ids or ()],
+    )
+    if body.file_ids:
+        await _wake_indexer(context)
+    return store
+
+
+@router.get("")
+def list_stores(page: InPage, context: InContext) -> Json:
+    return context.catalog.list_stores(page.to_query()).to_json()
+
+
+@router.get("/{store_id}")
+def get_store(store_id: str, context: InContext) -> Json:
+    return context.catalog.get_store(store_id)
+
+
+@router.post("/{store_id}")
+def update_store(store_id: str, body: UpdateStoreBody, context: InContext) -> Json:
+    changes = body.model_dump(exclude_unset=True)
+    if "metadata" in changes:
+        changes["metadata"] = changes["metadata"] or {}
+    return context.catalog.update_store(store_id, changes)
+
+
+@router.delete("/{store_id}")
+async def delete_store(store_id: str, context: InContext) -> Json:
+    """The row goes last, so that a call which fails halfway can be made again."""
+    await run_in_threadpool(context.catalog.stop_ingestion, store_id)
+    await context.parts.indexer.drop_store(store_id)
+    await run_in_threadpool(context.catalog.delete_store, store_id)
+    return {"id": store_id, "object": "vector_store.deleted", "deleted": True}
+
+
+@router.post("/{store_id}/search")
+async def search_store(store_id: str, body: SearchBody, context: InContext) -> Json:
+    await run_in_threadpool(context.catalog.require_stores, [store_id])
+    queries = [body.query] if isinstance(body.query, str) else body.query
+    passages = await retrieve(
+        context.parts,
+        store_ids=[store_id],
+        queries=queries,
+        max_results=body.max_num_results,
+        filter=body.filters.to_filter() if body.filters else None,
+        ranking=(body.ranking_options or RankingOptions()).to_ranking(),
+    )
+    return {
+        "object": "vector_store.search_results.page",
+        "search_query": queries,
+        "data": [_result(passage) for passage in passages],
+        "has_more": False,
+        "next_page": None,
+    }
+
+
+# Files in a store
+
+
+@router.post("/{store_id}/files")
+async def add_file(store_id: str, body: AddFileBody, context: InContext) -> Json:
+    file = await run_in_threadpool(context.catalog.add_file, store_id, body.to_new_file())
+    await _wake_indexer(context)
+    return file
+
+
+@router.get("/{store_id}/files")
+def list_files(store_id: str, page: InFilePage, context: InContext) -> Json:
+    return context.catalog.list_files(store_id, page.to_query(), status=page.filter).to_json()
+
+
+@router.get("/{store_id}/files/{file_id}")
+def get_file(store_id: str, file_id: str, context: InContext) -> Json:
+    return context.catalog.get_file(store_id, file_id)
+
+
+@router.post("/{store_id}/files/{file_id}")
+async def update_file(store_id: str, file_id: str, body: AttributesBody, context: InContext) -> Json:
+    attributes = dict(body.attributes or {})
+    file = await run_in_threadpool(context.catalog.update_attributes, store_id, file_id, attributes)
+    await context.parts.indexer.update_attributes(AttributeChange(store_id, file_id, attributes))
+    return file
+
+
+@router.delete("/{store_id}/files/{file_id}")
+async def remove_file(store_id: str, file_id: str, context: InContext) -> Json:
+    """The row goes last, so that a call which fails halfway can be made again."""
+    await run_in_threadpool(context.catalog.stop_ingestion, store_id, file_id)
+    await context.parts.indexer.remove_file(StoreFileRef(store_id, file_id))
+    await run_in_threadpool(context.catalog.remove_file, store_id, file_id)
+    return {"id": file_id, "object": "vector_store.file.deleted", "deleted": True}
+
+
+@router.get("/{store_id}/files/{file_id}/content")
+def get_file_content(store_id: str, file_id: str, context: InContext) -> Json:
+    context.catalog.get_file(store_id, file_id)
+    text = parse.extract_text(
+        context.files.path(file_id),
+        context.files.media_type(file_id),
+        context.config.ingestion.max_file_characters,
+    )
+    return {
+        "object": "vector_store.file_content.page",
+        "data": [{"type": "text", "text": text}],
+        "has_more": False,
+        "next_page": None,
+    }
+
+
+# Batches
+
+
+@router.post("/{store_id}/file_batches")
+async def create_batch(store_id: str, body: BatchBody, context: InContext) -> Json:
+    batch = await run_in_threadpool(context.catalog.create_batch, store_id, body.to_new_files())
+    await _wake_indexer(context)
+    return batch
+
+
+@router.get("/{store_id}/file_batches/{batch_id}")
+def get_batch(store_id: str, batch_id: str, context: InContext) -> Json:
+    return context.catalog.get_batch(store_id, batch_id)
+
+
+@router.post("/{store_id}/file_batches/{batch_id}/cancel")
+def cancel_batch(store_id: str, batch_id: str, context: InContext) -> Json:
+    return context.catalog.cancel_batch(store_id, batch_id)
+
+
+@router.get("/{store_id}/file_batches/{batch_id}/files")
+def list_batch_files(store_id: str, batch_id: str, page: InFilePage, context: InContext) -> Json:
+    listed = context.catalog.list_files(store_id, page.to_query(), status=page.filter, batch_id=batch_id)
+    return listed.to_json()
+
+
+async def _wake_indexer(context: Context) -> None:
+    # The files are queued, and the indexer looks by itself every few seconds: this only saves the wait.
+    try:
+        await context.parts.indexer.wake()
+    except RayconteurError as error:
+        log.warning("the indexer could not be woken and will find its work later: %s", error)
+
+
+def _result(passage: Passage) -> Json:
+    return {
+        "file_id": passage.file_id,
+        "filename": passage.filename,
+        "score": passage.score,
+        "attributes": passage.attributes,
+        "content": [{"type": "text", "text": passage.text}],
+    }

@@ -1,0 +1,411 @@
+"""`Catalog`: which vector stores there are, which files are in them, and how far each has come.
+
+A file's row in a store is also the job of ingesting it (see `ingest.py`). Whatever takes a job away from the indexer
+raises the row's fence, so that a result which is still on its way is refused.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, insert, or_, select, update
+
+from serve_app.errors import InvalidRequest, NotFound
+from serve_app.storage.database import Database
+from serve_app.storage.paging import select_page
+from serve_app.storage.schema import file_batches, files, vector_store_files, vector_stores
+from serve_app.types import AttributeValue, Json, Page, PageQuery, new_id, now_s
+
+FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
+
+AUTO_CHUNKING: Json = {"type": "auto"}
+_AUTO_SIZES: Json = {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}
+_DAY_S = 86_400
+_TOUCH_EVERY_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file for a store. Without a strategy of its own it is split as the store says."""
+
+    file_id: str
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    chunking_strategy: Json | None = None
+
+
+class Catalog:
+    def __init__(self, database: Database, encoder_model_id: str) -> None:
+        self._database = database
+        self._encoder = encoder_model_id
+
+    # Stores
+
+    def create_store(
+        self,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        expires_after: Json | None = None,
+        chunking_strategy: Json | None = None,
+        new_files: Sequence[NewFile] = (),
+    ) -> Json:
+        now = now_s()
+        row: Json = {
+            "id": new_id("vs"),
+            "name": name,
+            "metadata": dict(metadata or {}),
+            "encoder": self._encoder,
+            "chunking_strategy": chunking_strategy or AUTO_CHUNKING,
+            "expires_after": expires_after,
+            "created_at": now,
+            "last_active_at": now,
+        }
+        with self._database.write() as connection:
+            connection.execute(insert(vector_stores).values(row))
+            self._add(connection, row, new_files, batch_id=None)
+            return _store_to_json(row, _usage(connection, [row["id"]]))
+
+    def get_store(self, store_id: str) -> Json:
+        with self._database.read() as connection:
+            return _store_to_json(_store_row(connection, store_id), _usage(connection, [store_id]))
+
+    def list_stores(self, page: PageQuery) -> Page:
+        key = (vector_stores.c.created_at, vector_stores.c.id)
+        with self._database.read() as connection:
+            rows, has_more = select_page(connection, select(vector_stores), key, page)
+            usage = _usage(connection, [row["id"] for row in rows])
+        return Page(tuple(_store_to_json(row, usage) for row in rows), has_more)
+
+    def update_store(self, store_id: str, changes: Mapping[str, Any]) -> Json:
+        """`changes` may name `name`, `metadata` and `expires_after`; what it does not name stays."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(vector_stores)
+                .where(vector_stores.c.id == store_id)
+                .values({**changes, "last_active_at": now_s()})
+            )
+            return _store_to_json(_store_row(connection, store_id), _usage(connection, [store_id]))
+
+    def delete_store(self, store_id: str) -> None:
+        with self._database.write() as connection:
+            if connection.execute(delete(vector_stores).where(vector_stores.c.id == store_id)).rowcount == 0:
+                raise _no_store(store_id)
+
+    def require_stores(self, store_ids: Sequence[str]) -> None:
+        """Are these stores there to be searched? `NotFound` or `InvalidRequest` if not; counts as a use of them."""
+        now = now_s()
+        with self._database.read() as connection:
+            query = select(vector_stores).where(vector_stores.c.id.in_(set(store_ids)))
+            rows = {row["id"]: row for row in connection.execute(query).mappings()}
+        for store_id in store_ids:
+            if store_id not in rows:
+                raise _no_store(store_id)
+            self._require_usable(rows[store_id])
+        stale = [row["id"] for row in rows.values() if row["last_active_at"] <= now - _TOUCH_EVERY_S]
+        if stale:
+            with self._database.write() as connection:
+                connection.execute(
+                    update(vector_stores).where(vector_stores.c.id.in_(stale)).values(last_active_at=now)
+                )
+
+    # Files in a store
+
+    def add_file(self, store_id: str, new_file: NewFile) -> Json:
+        """Queue a file for ingestion. One that is there already stays as it is, unless it failed or was cancelled."""
+        with self._database.write() as connection:
+            store = _store_row(connection, store_id, lock=True)
+            self._add(connection, store, [new_file], batch_id=None)
+            return _file_to_json(_file_row(connection, store_id, new_file.file_id))
+
+    def get_file(self, store_id: str, file_id: str) -> Json:
+        with self._database.read() as connection:
+            return _file_to_json(_file_row(connection, store_id, file_id))
+
+    def list_files(
+        self, store_id: str, page: PageQuery, *, status: FileStatus | None = None, batch_id: str | None = None
+    ) -> Page:
+        rows = select(vector_store_files).where(vector_store_files.c.store_id == store_id)
+        only = None if status is None else vector_store_files.c.status == status
+        with self._database.read() as connection:
+            _store_row(connection, store_id)
+            if batch_id is not None:
+                _batch_row(connection, store_id, batch_id)
+                rows = rows.where(vector_store_files.c.batch_id == batch_id)
+            key = (vector_store_files.c.created_at, vector_store_files.c.file_id)
+            found, has_more = select_page(connection, rows, key, page, only)
+        return Page(tuple(_file_to_json(row) for row in found), has_more)
+
+    def update_attributes(self, store_id: str, file_id: str, attributes: Mapping[str, AttributeValue]) -> Json:
+        with self._database.write() as connection:
+            connection.execute(
+                update(vector_store_files).where(_is_file(store_id, file_id)).values(attributes=dict(attributes))
+            )
+            return _file_to_json(_file_row(connection, store_id, file_id))
+
+    def remove_file(self, store_id: str, file_id: str) -> None:
+        with self._database.write() as connection:
+            if connection.execute(delete(vector_store_files).where(_is_file(store_id, file_id))).rowcount == 0:
+                raise _no_file(store_id, file_id)
+
+    def stores_with(self, file_id: str) -> Sequence[str]:
+        with self._database.read() as connection:
+            query = select(vector_store_files.c.store_id).where(vector_store_files.c.file_id == file_id)
+            return connection.execute(query).scalars().all()
+
+    def stop_ingestion(self, store_id: str, file_id: str | None = None) -> None:
+        """Of one file, or of all files of the store: what is to be deleted must not be written any more."""
+        with self._database.write() as connection:
+            _store_row(connection, store_id)
+            where = vector_store_files.c.store_id == store_id
+            if file_id is not None:
+                _file_row(connection, store_id, file_id)
+                where = _is_file(store_id, file_id)
+            _cancel(connection, where)
+
+    # Batches
+
+    def create_batch(self, store_id: str, new_files: Sequence[NewFile]) -> Json:
+        """Queue many files at once: all of them, or none if one is unknown."""
+        batch: Json = {"id": new_id("vsfb"), "store_id": store_id, "created_at": now_s()}
+        with self._database.write() as connection:
+            store = _store_row(connection, store_id, lock=True)
+            connection.execute(insert(file_batches).values(batch))
+            self._add(connection, store, new_files, batch_id=batch["id"])
+            return _batch_to_json(connection, batch)
+
+    def get_batch(self, store_id: str, batch_id: str) -> Json:
+        with self._database.read() as connection:
+            return _batch_to_json(connection, _batch_row(connection, store_id, batch_id))
+
+    def cancel_batch(self, store_id: str, batch_id: str) -> Json:
+        """What is done stays done."""
+        with self._database.write() as connection:
+            batch = _batch_row(connection, store_id, batch_id)
+            _cancel(connection, vector_store_files.c.batch_id == batch_id)
+            return _batch_to_json(connection, batch)
+
+    def _require_usable(self, store: RowMapping | Json) -> None:
+        if _has_expired(store):
+            raise InvalidRequest(
+                f"The vector store {store['id']!r} has expired; any update of it makes it usable again",
+                param="vector_store_ids",
+                code="vector_store_expired",
+            )
+        if store["encoder"] != self._encoder:
+            raise InvalidRequest(
+                f"The vector store {store['id']!r} was made by the encoder {store['encoder']!r}, and this server runs"
+                f" {self._encoder!r}: their vectors cannot be compared. Make a new store from the same files",
+                param="vector_store_ids",
+                code="encoder_mismatch",
+            )
+
+    def _add(
+        self, connection: Connection, store: RowMapping | Json, new_files: Sequence[NewFile], batch_id: str | None
+    ) -> None:
+        self._require_usable(store)
+        wanted = {new_file.file_id: new_file for new_file in new_files}
+        if not wanted:
+            return
+        _require_files(connection, wanted)
+        query = select(vector_store_files.c.file_id, vector_store_files.c.status).where(
+            vector_store_files.c.store_id == store["id"], vector_store_files.c.file_id.in_(wanted)
+        )
+        statuses = {row.file_id: row.status for row in connection.execute(query)}
+
+        added = [_new_row(store, each, batch_id) for each in wanted.values() if each.file_id not in statuses]
+        if added:
+            connection.execute(insert(vector_store_files), added)
+        for file_id, status in statuses.items():
+            if status in ("failed", "cancelled"):
+                again = _new_row(store, wanted[file_id], batch_id)
+                changes = {**again, "fence": vector_store_files.c.fence + 1}
+            elif batch_id is not None:
+                # The newest batch that asked for a file counts it, or it would wait for files it cannot see.
+                changes = {"batch_id": batch_id}
+            else:
+                continue
+            connection.execute(update(vector_store_files).where(_is_file(store["id"], file_id)).values(changes))
+        connection.execute(
+            update(vector_stores).where(vector_stores.c.id == store["id"]).values(last_active_at=now_s())
+        )
+
+
+def _new_row(store: RowMapping | Json, new_file: NewFile, batch_id: str | None) -> Json:
+    return {
+        "store_id": store["id"],
+        "file_id": new_file.file_id,
+        "batch_id": batch_id,
+        "status": "in_progress",
+        "error_code": None,
+        "error_message": None,
+        "attributes": dict(new_file.attributes),
+        "chunking_strategy": new_file.chunking_strategy or store["chunking_strategy"],
+        "usage_bytes": 0,
+        "passages": 0,
+        "created_at": now_s(),
+        "fence": 0,
+        "lease_until": 0.0,
+        "attempts": 0,
+    }
+
+
+def _require_files(connection: Connection, file_ids: Iterable[str]) -> None:
+    ids = list(file_ids)
+    alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
+    # The lock keeps PostgreSQL from deleting one before the rows that point to it are there; SQLite has one writer.
+    query = select(files.c.id).where(files.c.id.in_(ids), alive).with_for_update(read=True, key_share=True)
+    known = set(connection.execute(query).scalars())
+    for file_id in ids:
+        if file_id not in known:
+            raise NotFound(f"There is no file {file_id!r}", param="file_id")
+
+
+def _cancel(connection: Connection, where: ColumnElement[bool]) -> None:
+    connection.execute(
+        update(vector_store_files)
+        .where(where, vector_store_files.c.status == "in_progress")
+        .values(status="cancelled", fence=vector_store_files.c.fence + 1, lease_until=0.0)
+    )
+
+
+def _is_file(store_id: str, file_id: str) -> ColumnElement[bool]:
+    return (vector_store_files.c.store_id == store_id) & (vector_store_files.c.file_id == file_id)
+
+
+def _store_row(connection: Connection, store_id: str, *, lock: bool = False) -> RowMapping:
+    query = select(vector_stores).where(vector_stores.c.id == store_id)
+    row = _one(connection, query.with_for_update() if lock else query)
+    if row is None:
+        raise _no_store(store_id)
+    return row
+
+
+def _file_row(connection: Connection, store_id: str, file_id: str) -> RowMapping:
+    row = _one(connection, select(vector_store_files).where(_is_file(store_id, file_id)))
+    if row is None:
+        _store_row(connection, store_id)
+        raise _no_file(store_id, file_id)
+    return row
+
+
+def _batch_row(connection: Connection, store_id: str, batch_id: str) -> RowMapping:
+    query = select(file_batches).where(file_batches.c.id == batch_id, file_batches.c.store_id == store_id)
+    row = _one(connection, query)
+    if row is None:
+        raise NotFound(f"The vector store {store_id!r} has no file batch {batch_id!r}", param="batch_id")
+    return row
+
+
+# The columns differ from query to query.
+def _one(connection: Connection, query: Select[Any]) -> RowMapping | None:
+    return connection.execute(query).mappings().first()
+
+
+def _no_store(store_id: str) -> NotFound:
+    return NotFound(f"There is no vector store {store_id!r}", param="vector_store_id")
+
+
+def _no_file(store_id: str, file_id: str) -> NotFound:
+    return NotFound(f"The vector store {store_id!r} has no file {file_id!r}", param="file_id")
+
+
+# OpenAI's objects
+
+
+@dataclass(frozen=True, slots=True)
+class _Usage:
+    counts: Json
+    size_bytes: int
+
+
+def _no_usage() -> _Usage:
+    return _Usage({"in_progress": 0, "completed": 0, "failed": 0, "cancelled": 0, "total": 0}, 0)
+
+
+def _usage(connection: Connection, store_ids: Sequence[str]) -> dict[str, _Usage]:
+    """By store; the stores without files are left out."""
+    return _counted(connection, vector_store_files.c.store_id, store_ids)
+
+
+# A column of the table is typed by what it holds, and both are strings here.
+def _counted(connection: Connection, group: ColumnElement[Any], ids: Sequence[str]) -> dict[str, _Usage]:
+    counted: dict[str, _Usage] = {}
+    if ids:
+        query = (
+            select(group, vector_store_files.c.status, func.count(), func.sum(vector_store_files.c.usage_bytes))
+            .where(group.in_(ids))
+            .group_by(group, vector_store_files.c.status)
+        )
+        for key, status, count, size_bytes in connection.execute(query):
+            before = counted.get(key, _no_usage())
+            counts = {**before.counts, status: count, "total": before.counts["total"] + count}
+            counted[key] = _Usage(counts, before.size_bytes + int(size_bytes))
+    return counted
+
+
+def _expires_at(store: RowMapping | Json) -> int | None:
+    if store["expires_after"] is None:
+        return None
+    return int(store["last_active_at"] + store["expires_after"]["days"] * _DAY_S)
+
+
+def _has_expired(store: RowMapping | Json) -> bool:
+    expires_at = _expires_at(store)
+    return expires_at is not None and expires_at <= now_s()
+
+
+def _store_to_json(store: RowMapping | Json, usage: Mapping[str, _Usage]) -> Json:
+    used = usage.get(store["id"], _no_usage())
+    status = "expired" if _has_expired(store) else "in_progress" if used.counts["in_progress"] else "completed"
+    return {
+        "id": store["id"],
+        "object": "vector_store",
+        "created_at": store["created_at"],
+        # OpenAI's type says that a name is never null.
+        "name": store["name"] or "",
+        "usage_bytes": used.size_bytes,
+        "file_counts": used.counts,
+        "status": status,
+        "expires_after": store["expires_after"],
+        "expires_at": _expires_at(store),
+        "last_active_at": store["last_active_at"],
+        "metadata": store["metadata"],
+    }
+
+
+def _file_to_json(row: RowMapping) -> Json:
+    error = {"code": row["error_code"], "message": row["error_message"] or ""} if row["error_code"] else None
+    strategy = row["chunking_strategy"]
+    return {
+        "id": row["file_id"],
+        "object": "vector_store.file",
+        "created_at": row["created_at"],
+        "vector_store_id": row["store_id"],
+        "status": row["status"],
+        "last_error": error,
+        "usage_bytes": row["usage_bytes"],
+        "attributes": row["attributes"],
+        # OpenAI answers with what `auto` stands for, and its type knows nothing else.
+        "chunking_strategy": {"type": "static", "static": _AUTO_SIZES} if strategy["type"] == "auto" else strategy,
+    }
+
+
+def _batch_to_json(connection: Connection, batch: RowMapping | Json) -> Json:
+    used = _counted(connection, vector_store_files.c.batch_id, [batch["id"]])
+    counts = used.get(batch["id"], _no_usage()).counts
+    return {
+        "id": batch["id"],
+        "object": "vector_store.files_batch",
+        "created_at": batch["created_at"],
+        "vector_store_id": batch["store_id"],
+        "status": _batch_status(counts),
+        "file_counts": counts,
+    }
+
+
+def _batch_status(counts: Json) -> str:
+    if counts["in_progress"]:
+        return "in_progress"
+    if counts["cancelled"]:
+        return "cancelled"
+    return "failed" if counts["total"] and counts["failed"] == counts["total"] else "completed"
