@@ -1,0 +1,136 @@
+"""The fence of a log: what makes it impossible for a process that no longer owns a log to write to it.
+
+A process takes a log over by raising its epoch, and remembers the epoch and the head (the newest seq) it got. Each of
+its appends moves the head on, in the transaction of the append, only where both are still what it remembers. Whoever
+has written or taken over in between has changed one of them: then nothing matches, the transaction is undone, and the
+process takes the log over anew. So however long a process was stalled, and however many believe they own a log, items
+never interleave, overwrite each other or get lost.
+
+There is no lease. A lease would keep a second process from trying, and so save work; safety does not need it, and
+comes from the fence alone.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+from sqlalchemy import Connection, insert, select, update
+
+from serve_app.conversation.items import Point, insert_items
+from serve_app.storage.schema import logs
+from serve_app.types import Json
+
+
+class Fenced(Exception):
+    """Somebody else has written to the log, or taken it over or deleted it, since we owned it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What its owner knows of a log, and what must still hold when it writes."""
+
+    epoch: int
+    head: int
+    is_conversation: bool
+
+
+@dataclass(slots=True)
+class OwnedLog:
+    """A log in a write transaction. Its `fence` is worth remembering only once that is committed."""
+
+    connection: Connection
+    id: str
+    fence: Fence
+
+    def append(self, key: str, items: Sequence[Json]) -> int:
+        """Add items to the end, under idempotency keys made from `key`. Returns the seq of the first of them.
+
+        Raises `Fenced` if the log is no longer ours, and `InvalidRequest` if it already has one of the items' ids.
+        """
+        first_seq = self.fence.head + 1
+        self.fence = _move_head(self.connection, self.id, self.fence, len(items))
+        insert_items(self.connection, Point(self.id, first_seq), self.fence.epoch, key, items)
+        return first_seq
+
+
+def new_log(
+    connection: Connection,
+    log_id: str,
+    created_at: int,
+    conversation_metadata: dict[str, str] | None,
+    past: Point | None,
+) -> OwnedLog:
+    """A new empty log, owned by us: a conversation if it has metadata, even empty. It goes on from `past`."""
+    is_conversation = conversation_metadata is not None
+    connection.execute(
+        insert(logs).values(
+            id=log_id,
+            is_conversation=is_conversation,
+            metadata=conversation_metadata or {},
+            created_at=created_at,
+            epoch=1,
+            head=0,
+            parent_id=past and past.log_id,
+            parent_seq=past and past.seq,
+        )
+    )
+    return OwnedLog(connection, log_id, Fence(epoch=1, head=0, is_conversation=is_conversation))
+
+
+def take_over(connection: Connection, log_id: str) -> Fence | None:
+    """Make us the owner, and everybody else fenced. Until the end of the transaction nobody can fence us.
+
+    None if there is no such log.
+    """
+    row = connection.execute(
+        update(logs)
+        .where(logs.c.id == log_id)
+        .values(epoch=logs.c.epoch + 1)
+        .returning(logs.c.epoch, logs.c.head, logs.c.is_conversation)
+    ).one_or_none()
+    return None if row is None else Fence(row.epoch, row.head, row.is_conversation)
+
+
+def keep_log(connection: Connection, log_id: str) -> bool:
+    """Whether the log is there; if so, nobody can delete it before the end of the transaction."""
+    query = select(logs.c.id).where(logs.c.id == log_id).with_for_update(read=True, key_share=True)
+    return connection.scalar(query) is not None
+
+
+def _move_head(connection: Connection, log_id: str, fence: Fence, count: int) -> Fence:
+    moved = connection.execute(
+        update(logs)
+        .where(logs.c.id == log_id, logs.c.epoch == fence.epoch, logs.c.head == fence.head)
+        .values(head=logs.c.head + count)
+    )
+    if moved.rowcount == 0:
+        raise Fenced
+    return Fence(fence.epoch, fence.head + count, fence.is_conversation)
+
+
+class Fences:
+    """The fences of the logs that this process used last. One that is lost, or out of date, costs one more UPDATE."""
+
+    def __init__(self, max_cached: int) -> None:
+        self._by_log: LRUCache[str, Fence] = LRUCache(max_cached)
+        self._lock = threading.Lock()
+        self.rejected = 0
+
+    def get(self, log_id: str) -> Fence | None:
+        with self._lock:
+            return self._by_log.get(log_id)
+
+    def keep(self, log: OwnedLog) -> None:
+        with self._lock:
+            self._by_log[log.id] = log.fence
+
+    def reject(self, log_id: str) -> None:
+        """It was refused: somebody else owns the log now."""
+        with self._lock:
+            self._by_log.pop(log_id, None)
+            self.rejected += 1
+
+    def drop(self, log_id: str) -> None:
+        with self._lock:
+            self._by_log.pop(log_id, None)
