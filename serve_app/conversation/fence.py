@@ -15,11 +15,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cachetools import LRUCache
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from serve_app.conversation.items import Point, insert_items
 from serve_app.storage.schema import logs
 from serve_app.types import Json
+
+# Statements of every append are built once: building costs as much as SQLite takes to run them.
+_MOVE_HEAD = (
+    update(logs)
+    .where(
+        logs.c.id == bindparam("log_id"),
+        logs.c.epoch == bindparam("known_epoch"),
+        logs.c.head == bindparam("known_head"),
+    )
+    .values(head=logs.c.head + bindparam("count"))
+)
 
 
 class Fenced(Exception):
@@ -100,9 +111,7 @@ def keep_log(connection: Connection, log_id: str) -> bool:
 
 def _move_head(connection: Connection, log_id: str, fence: Fence, count: int) -> Fence:
     moved = connection.execute(
-        update(logs)
-        .where(logs.c.id == log_id, logs.c.epoch == fence.epoch, logs.c.head == fence.head)
-        .values(head=logs.c.head + count)
+        _MOVE_HEAD, {"log_id": log_id, "known_epoch": fence.epoch, "known_head": fence.head, "count": count}
     )
     if moved.rowcount == 0:
         raise Fenced

@@ -3,13 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, insert, null, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, null, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import is_id
 from serve_app.errors import InvalidRequest
 from serve_app.storage.schema import items, logs
 from serve_app.types import Json, Page, PageQuery, now_s
+
+# Statements of every turn are built once: building costs as much as SQLite takes to run them.
+_INSERT = insert(items)
+_FIND_KEY = select(items.c.seq).where(items.c.log_id == bindparam("log"), items.c.idempotency_key == bindparam("key"))
+_NEWEST = (
+    select(items.c.body, logs.c.parent_id, logs.c.parent_seq)
+    .select_from(logs)
+    .outerjoin(
+        items,
+        and_(items.c.log_id == logs.c.id, items.c.seq <= bindparam("last_seq"), items.c.body.is_not(null())),
+    )
+    .where(logs.c.id == bindparam("log"))
+    .order_by(items.c.seq.desc())
+    .limit(bindparam("max_items"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +53,7 @@ def insert_items(connection: Connection, first: Point, epoch: int, key: str, bod
         for index, body in enumerate(bodies)
     ]
     try:
-        connection.execute(insert(items), rows)
+        connection.execute(_INSERT, rows)
     except IntegrityError as error:
         ids = ", ".join(repr(body["id"]) for body in bodies)
         raise InvalidRequest(f"Items need new ids, but one of these is already there: {ids}.", param="items") from error
@@ -46,9 +61,7 @@ def insert_items(connection: Connection, first: Point, epoch: int, key: str, bod
 
 def find_appended(connection: Connection, log_id: str, key: str) -> int | None:
     """The seq of the first item that was appended under `key`, if that has been done."""
-    seq: int | None = connection.scalar(
-        select(items.c.seq).where(items.c.log_id == log_id, items.c.idempotency_key == f"{key}:0")
-    )
+    seq: int | None = connection.scalar(_FIND_KEY, {"log": log_id, "key": f"{key}:0"})
     return seq
 
 
@@ -103,12 +116,7 @@ def read_history(connection: Connection, end: Point | None, max_items: int) -> t
     newest_first: list[Json] = []
     while end is not None and len(newest_first) < max_items:
         rows = connection.execute(
-            select(items.c.body, logs.c.parent_id, logs.c.parent_seq)
-            .select_from(logs)
-            .outerjoin(items, and_(items.c.log_id == logs.c.id, items.c.seq <= end.seq, items.c.body.is_not(null())))
-            .where(logs.c.id == end.log_id)
-            .order_by(items.c.seq.desc())
-            .limit(max_items - len(newest_first))
+            _NEWEST, {"log": end.log_id, "last_seq": end.seq, "max_items": max_items - len(newest_first)}
         ).all()
         newest_first += [row.body for row in rows if row.body is not None]
         end = Point(rows[0].parent_id, rows[0].parent_seq) if rows and rows[0].parent_id else None
