@@ -1,0 +1,266 @@
+"""One question and its answer, from the first commit to the last. Read `reply` first: its lines are the steps.
+
+What a turn begins it finishes. The question is committed before anything is computed, the answer before the final
+event; and if the client leaves, or a part fails, the turn is closed with what there is.
+"""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+
+from serve_app.config import AppConfig
+from serve_app.errors import InternalError, RayconteurError, Timeout
+from serve_app.generation.answer import Answer
+from serve_app.generation.prompt import add_sources, build_messages, fit_passages, newest_user_text
+from serve_app.generation.stream import before, parse_chunks, stream_before
+from serve_app.knowledge.retrieve import retrieve
+from serve_app.parts import Parts, Sessions
+from serve_app.types import (
+    CloseTurn,
+    Filter,
+    GenerationRequest,
+    Json,
+    OpenedTurn,
+    OpenTurn,
+    Passage,
+    Ranking,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What to look up before answering."""
+
+    store_ids: tuple[str, ...]
+    max_passages: int
+    filter: Filter | None
+    ranking: Ranking
+    with_results: bool = False
+    """The response lists what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A checked request."""
+
+    opening: OpenTurn
+    sampling: Json
+    """What goes to the model beside the messages: `model`, `temperature`, `max_completion_tokens`, …"""
+    request_id: str
+    search: Search | None = None
+    priority: int = 0
+
+
+# --- what happens, in the order in which it happens ---------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The question is committed."""
+
+    response: Json
+
+
+@dataclass(frozen=True, slots=True)
+class SearchStarted:
+    call: Json
+    """The `file_search_call` item."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCompleted:
+    call: Json
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStarted:
+    """The model has taken the prompt and begun."""
+
+    message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    annotation: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Always last. The response is committed as it is here."""
+
+    response: Json
+    error: RayconteurError | None = None
+    """Why it failed, if it did so just now."""
+
+
+Event = Opened | SearchStarted | SearchCompleted | AnswerStarted | TextDelta | Citation | Finished
+
+
+async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[Event, None]:
+    """Answer one question. Raises only if the question could not be committed; any other failure is in `Finished`.
+
+    Closing the generator, or cancelling it, stops the engine at once and commits the answer so far as `incomplete`.
+    """
+    deadline = asyncio.get_running_loop().time() + config.api.request_timeout_s
+    call_timeout_s = config.api.call_timeout_s
+    question = turn.opening.input_items
+    answer = Answer(turn.opening.response)
+    error: RayconteurError | None = None
+
+    opened = await _open(turn, parts.sessions, call_timeout_s)
+    if opened.finished:
+        for event in _replay(opened.finished):
+            yield event
+        return
+
+    try:
+        yield Opened(turn.opening.response)
+
+        messages = build_messages(
+            turn.opening.response["instructions"],
+            opened.history,
+            question,
+            max_history_tokens=config.sessions.max_history_tokens,
+            count_tokens=parts.count_tokens,
+        )
+        if turn.search:
+            query = newest_user_text(question)
+            yield SearchStarted(answer.start_search(query))
+            found = await before(deadline, find_passages(turn.search, query, parts))
+            yield SearchCompleted(answer.complete_search(found, with_results=turn.search.with_results))
+            shown = fit_passages(found, config.retrieval.max_passage_tokens, parts.count_tokens)
+            messages = add_sources(messages, shown)
+            if "response_format" not in turn.sampling:  # brackets in JSON are no citations
+                answer.cite(shown)
+
+        payload = {**turn.sampling, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+        generated = parts.generator.stream(GenerationRequest(payload, turn.request_id, turn.priority))
+        async with aclosing(stream_before(deadline, generated)) as stream:
+            async for events in stream:
+                for chunk in parse_chunks(events):
+                    if not answer.has_started:
+                        yield AnswerStarted(answer.message_id)
+                    if text := answer.add(chunk):
+                        yield TextDelta(text)
+        if text := answer.end():
+            yield TextDelta(text)
+        for annotation in answer.annotations:
+            yield Citation(annotation)
+        response = answer.finished()
+    except RayconteurError as failure:
+        error = failure
+    except (asyncio.CancelledError, GeneratorExit):
+        # If this commit fails too, it is logged, and the cancellation matters more.
+        with suppress(RayconteurError):
+            await _close(opened, answer.incomplete("client_disconnected"), turn, parts.sessions, call_timeout_s)
+        raise
+    except Exception:
+        # Whatever it was, the turn must not stay open.
+        logger.exception("request %s: the answer failed", turn.request_id)
+        error = InternalError("an internal error occurred: the server's log has the details")
+
+    if isinstance(error, Timeout) and answer.text:
+        response, error = answer.incomplete("timeout"), None
+    elif error:
+        response = answer.failed(error)
+    try:
+        await _close(opened, response, turn, parts.sessions, call_timeout_s)
+    except RayconteurError as failure:
+        # An answer that is not durable is not shown as one that is.
+        error = error or failure
+        response = answer.failed(error)
+    yield Finished(response, error)
+
+
+async def find_passages(search: Search, query: str, parts: Parts) -> tuple[Passage, ...]:
+    return await retrieve(
+        parts,
+        store_ids=search.store_ids,
+        queries=[query],
+        max_results=search.max_passages,
+        filter=search.filter,
+        ranking=search.ranking,
+    )
+
+
+# --- what outlives the client -------------------------------------------------------------------
+
+
+async def _open(turn: Turn, sessions: Sessions, timeout_s: float) -> OpenedTurn:
+    opening = _keep(sessions.open_turn(turn.opening), timeout_s)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        _keep(_abandon(opening, turn, sessions, timeout_s), 2 * timeout_s)
+        raise
+
+
+async def _abandon(opening: asyncio.Task[OpenedTurn], turn: Turn, sessions: Sessions, timeout_s: float) -> None:
+    """The client left while its question was being committed."""
+    opened = await opening
+    if not opened.finished:
+        response = Answer(turn.opening.response).incomplete("client_disconnected")
+        await _close(opened, response, turn, sessions, timeout_s)
+
+
+async def _close(opened: OpenedTurn, response: Json, turn: Turn, sessions: Sessions, timeout_s: float) -> None:
+    if opened.log_id is None:
+        return
+    closing = _keep(sessions.close_turn(CloseTurn(opened.log_id, response, turn.opening.store)), timeout_s)
+    try:
+        with anyio.CancelScope(shield=True):
+            await asyncio.shield(closing)
+    except RayconteurError as error:
+        logger.warning("request %s: response %s is not committed: %s", turn.request_id, response["id"], error)
+        raise
+
+
+_kept: set[asyncio.Task[Any]] = set()
+
+
+def _keep(work: Coroutine[Any, Any, T], timeout_s: float) -> asyncio.Task[T]:
+    """Run this to its end, or its deadline, whatever becomes of the request."""
+
+    async def bounded() -> T:
+        return await before(asyncio.get_running_loop().time() + timeout_s, work)
+
+    # In an empty context Ray Serve takes its calls for nobody's, and does not cancel them with the request's.
+    task = asyncio.create_task(bounded(), context=contextvars.Context())
+    _kept.add(task)
+    task.add_done_callback(_forget)
+    return task
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    _kept.discard(task)
+    if not task.cancelled():
+        task.exception()  # seen, so that asyncio does not report an error that nobody waited for
+
+
+def _replay(response: Json) -> Iterator[Event]:
+    """A response that was given before, as the events that it might have come in."""
+    yield Opened({**response, "status": "in_progress", "output": [], "usage": None, "error": None})
+    for item in response["output"]:
+        if item["type"] == "file_search_call":
+            yield SearchStarted({**item, "status": "in_progress", "results": None})
+            yield SearchCompleted(item)
+        elif item["type"] == "message":
+            part = item["content"][0]
+            yield AnswerStarted(item["id"])
+            yield TextDelta(part["text"])
+            yield from map(Citation, part["annotations"])
+    yield Finished(response)

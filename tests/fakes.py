@@ -1,0 +1,232 @@
+"""Parts without Ray or a model. Each honours its Protocol, and can be told to stall or to fail."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+import orjson
+
+from serve_app.conversation.log import ConversationLog
+from serve_app.parts import Parts
+from serve_app.types import (
+    AppendItems,
+    AttributeChange,
+    CloseTurn,
+    Conversation,
+    FloatMatrix,
+    GenerationRequest,
+    Json,
+    OpenedTurn,
+    OpenTurn,
+    Page,
+    PageQuery,
+    Passage,
+    SearchQuery,
+    StoreFileRef,
+)
+
+USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 8}}
+
+
+class Journal:
+    """What the parts were asked, in order, for tests that ask about order."""
+
+    def __init__(self) -> None:
+        self.entries: list[str] = []
+
+    def note(self, entry: str) -> None:
+        self.entries.append(entry)
+
+
+class FakeEmbedder:
+    def __init__(self, journal: Journal | None = None) -> None:
+        self.texts: list[str] = []
+        self._journal = journal or Journal()
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        self._journal.note("embed")
+        self.texts.extend(texts)
+        return np.tile(np.array([1, 0], dtype=np.float32), (len(texts), 1))
+
+
+class FakeRetriever:
+    """Finds the same passages for every question."""
+
+    def __init__(self, passages: Sequence[Passage] = (), journal: Journal | None = None) -> None:
+        self.passages = tuple(passages)
+        self.queries: list[SearchQuery] = []
+        self.failure: Exception | None = None
+        self._journal = journal or Journal()
+
+    async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
+        self._journal.note("search")
+        self.queries.append(query)
+        if self.failure:
+            raise self.failure
+        return self.passages[: query.max_results]
+
+
+class FakeIndexer:
+    async def wake(self) -> None: ...
+    async def update_attributes(self, change: AttributeChange) -> None: ...
+    async def remove_file(self, ref: StoreFileRef) -> None: ...
+    async def drop_store(self, store_id: str) -> None: ...
+
+
+class FakeGenerator:
+    """Writes `deltas` as vLLM does, one chunk each; then stalls or fails if told to, else finishes."""
+
+    def __init__(self, journal: Journal | None = None) -> None:
+        self.deltas: list[str] = ["Hello", " there", "."]
+        self.finish_reason = "stop"
+        self.refusal: Exception | None = None
+        """Raised before the first item."""
+        self.failure: Exception | None = None
+        """Raised after the deltas."""
+        self.stalls = False
+        """Never ends once the deltas are out."""
+        self.requests: list[GenerationRequest] = []
+        self.stalled = threading.Event()
+        self.closed = threading.Event()
+        """The iterator has been closed or has ended."""
+        self._journal = journal or Journal()
+
+    async def complete(self, request: GenerationRequest) -> Json:
+        self._begin(request)
+        await self._end()
+        message = {"role": "assistant", "content": "".join(self.deltas)}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": USAGE}
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
+        self._begin(request)
+        try:
+            for event in self.events()[: 1 + len(self.deltas)]:
+                yield event
+            await self._end()
+            # vLLM's last events often come together in one string.
+            yield "".join(self.events()[1 + len(self.deltas) :])
+        finally:
+            self._journal.note("generator closed")
+            self.closed.set()
+
+    def events(self) -> list[str]:
+        choices: list[list[Json]] = [[self._choice({"role": "assistant", "content": ""})]]
+        choices += [[self._choice({"content": delta})] for delta in self.deltas]
+        choices += [[{**self._choice({}), "finish_reason": self.finish_reason}], []]
+        chunks = [{**self._head("chat.completion.chunk"), "choices": each} for each in choices]
+        chunks[-1]["usage"] = USAGE
+        return [f"data: {orjson.dumps(chunk).decode()}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
+
+    def _begin(self, request: GenerationRequest) -> None:
+        self._journal.note("generate")
+        self.requests.append(request)
+        if self.refusal:
+            raise self.refusal
+
+    async def _end(self) -> None:
+        if self.failure:
+            raise self.failure
+        if self.stalls:
+            self.stalled.set()
+            await asyncio.Event().wait()
+
+    def _choice(self, delta: Json) -> Json:
+        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def _head(self, kind: str) -> Json:
+        return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": "smollm2-135m-instruct"}
+
+
+class LocalSessions:
+    """The real log, its blocking methods on threads, as the sessions deployment runs it."""
+
+    def __init__(self, log: ConversationLog, journal: Journal | None = None) -> None:
+        self.failure: Exception | None = None
+        """Raised instead of closing a turn."""
+        self.closed = threading.Event()
+        """A turn has been closed."""
+        self._log = log
+        self._journal = journal or Journal()
+
+    async def create_conversation(self, metadata: dict[str, str], items: tuple[Json, ...]) -> Conversation:
+        return await asyncio.to_thread(self._log.create_conversation, metadata, items)
+
+    async def get_conversation(self, conversation_id: str) -> Conversation:
+        return await asyncio.to_thread(self._log.get_conversation, conversation_id)
+
+    async def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation:
+        return await asyncio.to_thread(self._log.update_conversation, conversation_id, metadata)
+
+    async def delete_conversation(self, conversation_id: str) -> None:
+        await asyncio.to_thread(self._log.delete_conversation, conversation_id)
+
+    async def append_items(self, append: AppendItems) -> tuple[Json, ...]:
+        return await asyncio.to_thread(self._log.append_items, append)
+
+    async def list_items(self, conversation_id: str, page: PageQuery) -> Page:
+        return await asyncio.to_thread(self._log.list_items, conversation_id, page)
+
+    async def get_item(self, conversation_id: str, item_id: str) -> Json:
+        return await asyncio.to_thread(self._log.get_item, conversation_id, item_id)
+
+    async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
+        return await asyncio.to_thread(self._log.delete_item, conversation_id, item_id)
+
+    async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
+        opened = await asyncio.to_thread(self._log.open_turn, turn)
+        self._journal.note("question committed")
+        return opened
+
+    async def close_turn(self, turn: CloseTurn) -> None:
+        if self.failure:
+            raise self.failure
+        await asyncio.to_thread(self._log.close_turn, turn)
+        self._journal.note(f"answer committed as {turn.response['status']}")
+        self.closed.set()
+
+    async def get_response(self, response_id: str) -> Json:
+        return await asyncio.to_thread(self._log.get_response, response_id)
+
+    async def delete_response(self, response_id: str) -> None:
+        await asyncio.to_thread(self._log.delete_response, response_id)
+
+    async def list_input_items(self, response_id: str, page: PageQuery) -> Page:
+        return await asyncio.to_thread(self._log.list_input_items, response_id, page)
+
+
+class FakeParts:
+    """All parts, sharing one journal. `parts` is what the app is given."""
+
+    def __init__(self, log: ConversationLog, passages: Sequence[Passage] = ()) -> None:
+        self.journal = Journal()
+        self.embedder = FakeEmbedder(self.journal)
+        self.retriever = FakeRetriever(passages, self.journal)
+        self.generator = FakeGenerator(self.journal)
+        self.sessions = LocalSessions(log, self.journal)
+        self.parts = Parts(
+            embedder=self.embedder,
+            retriever=self.retriever,
+            indexer=FakeIndexer(),
+            generator=self.generator,
+            sessions=self.sessions,
+            count_tokens=count_words,
+        )
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+def build_passage(number: int, text: str, filename: str | None = None, **attributes: str | float | bool) -> Passage:
+    return Passage(
+        passage_id=f"passage_{number}",
+        store_id="vs_1",
+        file_id=f"file_{number}",
+        filename=filename or f"{number}.txt",
+        text=text,
+        score=1 - number / 100,
+        start=0,
+        attributes=attributes,
+    )
