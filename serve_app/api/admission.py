@@ -1,0 +1,39 @@
+"""What responses and chat completions check alike before the model may see a request."""
+
+from typing import Literal
+
+from starlette.concurrency import run_in_threadpool
+
+from serve_app.api.context import Context
+from serve_app.api.wire import FileSearchTool
+from serve_app.chat import Search
+from serve_app.errors import NotFound
+
+ServiceTier = Literal["auto", "default", "flex", "priority"]
+
+PRIORITIES: dict[str, int] = {"priority": -10, "auto": 0, "default": 0, "flex": 10}
+"""vLLM's priority of a service tier: lower is earlier."""
+
+
+def require_model(context: Context, model: str | None) -> str:
+    """The model's id, the configured one if none is named. Raises `NotFound` for any other."""
+    configured = context.config.generator.model_id
+    if model not in (None, configured):
+        raise NotFound(
+            f"The model {model!r} does not exist here; this server answers as {configured!r}",
+            param="model",
+            code="model_not_found",
+        )
+    return configured
+
+
+async def build_search(context: Context, tool: FileSearchTool, *, with_results: bool = False) -> Search:
+    """Raises `NotFound` for a vector store that does not exist."""
+    await run_in_threadpool(context.catalog.require_stores, tool.vector_store_ids)
+    return Search(
+        store_ids=tuple(tool.vector_store_ids),
+        max_passages=tool.max_num_results or context.config.retrieval.max_passages,
+        filter=tool.filters.to_filter() if tool.filters else None,
+        ranking=tool.ranking_options.to_ranking(),
+        with_results=with_results,
+    )

@@ -1,0 +1,176 @@
+"""`/v1/chat/completions`: the model itself, in vLLM's own words; with the tool `file_search`, after a search.
+
+The body is not modelled here: what we need is checked, all else goes on to vLLM, which knows its fields best. Without a
+search the stream is passed on unread.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import Field, ValidationError
+from starlette.responses import Response
+
+from serve_app.api.admission import PRIORITIES, ServiceTier, build_search, require_model
+from serve_app.api.context import Context, InContext
+from serve_app.api.errors import invalid_request, to_json
+from serve_app.api.sse import EventStream, while_connected
+from serve_app.api.wire import FileSearchTool, Wire
+from serve_app.chat import Search, find_passages
+from serve_app.errors import InvalidRequest, RayconteurError
+from serve_app.generation.citations import CitedText
+from serve_app.generation.prompt import add_sources, fit_passages, newest_user_text
+from serve_app.generation.stream import before, parse_chunks, stream_before
+from serve_app.types import GenerationRequest, Json, Passage
+
+router = APIRouter(tags=["chat"])
+
+DONE = "data: [DONE]\n\n"
+
+
+class ChatCompletionBody(Wire):
+    """What is checked here of a request. vLLM checks the rest, and takes all fields of OpenAI's and its own."""
+
+    # Messages and tools are OpenAI's; only vLLM knows which the model can take.
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    model: str | None = None
+    stream: bool | None = Field(default=None, strict=True)
+    tools: list[dict[str, Any]] | None = None
+    service_tier: ServiceTier | None = None
+
+
+_BODY_SCHEMA = {
+    "required": True,
+    "content": {"application/json": {"schema": ChatCompletionBody.model_json_schema()}},
+}
+
+
+@router.post("/v1/chat/completions", openapi_extra={"requestBody": _BODY_SCHEMA})
+async def create_chat_completion(request: Request, context: InContext) -> Response:
+    payload = _read_body(await request.body())
+    payload["model"] = require_model(context, payload.get("model"))
+    tier = payload.pop("service_tier", None) or "default"
+    if "max_tokens" not in payload and "max_completion_tokens" not in payload:
+        payload["max_completion_tokens"] = context.config.api.default_max_output_tokens
+    search = await _take_search(payload, context)
+
+    deadline = asyncio.get_running_loop().time() + context.config.api.request_timeout_s
+    passages: tuple[Passage, ...] | None = None
+    if search:
+        passages = await while_connected(request, before(deadline, _add_sources(payload, search, context)))
+    generation = GenerationRequest(payload, request.state.request_id, PRIORITIES[tier])
+
+    if payload.get("stream"):
+        events = stream_before(deadline, context.parts.generator.stream(generation))
+        if passages is not None:
+            events = _cite_stream(events, passages)
+        first = await while_connected(request, anext(events, DONE))
+        return EventStream(_pass_on(first, events))
+    completion = await while_connected(request, before(deadline, context.parts.generator.complete(generation)))
+    if passages is not None:
+        _cite_completion(completion, passages)
+    completion["service_tier"] = "default" if tier == "auto" else tier
+    return Response(orjson.dumps(completion), media_type="application/json")
+
+
+def _read_body(body: bytes) -> Json:
+    """The body as it came. Raises `InvalidRequest` for what is wrong in the few fields that are looked at here."""
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The request body is not JSON: {error}") from None
+    try:
+        ChatCompletionBody.model_validate(payload)
+    except ValidationError as error:
+        raise invalid_request(error.errors(), payload) from None
+    # Checked to be an object just now.
+    checked: Json = payload
+    return checked
+
+
+async def _take_search(payload: Json, context: Context) -> Search | None:
+    """Takes file_search out of the tools; the others are vLLM's."""
+    tools = payload.get("tools") or []
+    chosen = [index for index, tool in enumerate(tools) if tool.get("type") == "file_search"]
+    if not chosen:
+        return None
+    if len(chosen) > 1:
+        raise InvalidRequest("'tools' has file_search twice: name all stores in one", param="tools")
+    try:
+        tool = FileSearchTool.model_validate(tools[chosen[0]])
+    except ValidationError as error:
+        located = [{**each, "loc": ("tools", chosen[0], *each["loc"])} for each in error.errors()]
+        raise invalid_request(located, payload) from None
+
+    choice = payload.get("tool_choice")
+    rest = [tool for index, tool in enumerate(tools) if index != chosen[0]]
+    if rest:
+        payload["tools"] = rest
+    else:
+        for name in ("tools", "tool_choice", "parallel_tool_calls"):
+            payload.pop(name, None)
+    if isinstance(choice, dict) and choice.get("type") == "file_search":
+        payload.pop("tool_choice", None)
+    if choice == "none":
+        return None
+    if not newest_user_text(payload["messages"]):
+        raise InvalidRequest(
+            "'messages' has no user message, and file_search has nothing to look for", param="messages"
+        )
+    return await build_search(context, tool)
+
+
+async def _add_sources(payload: Json, search: Search, context: Context) -> tuple[Passage, ...] | None:
+    """The passages that now stand before the last question, in the order of their numbers, if they can be cited."""
+    found = await find_passages(search, newest_user_text(payload["messages"]), context.parts)
+    shown = fit_passages(found, context.config.retrieval.max_passage_tokens, context.parts.count_tokens)
+    payload["messages"] = add_sources(payload["messages"], shown)
+    # Brackets in JSON are no citations.
+    return shown if "response_format" not in payload else None
+
+
+async def _pass_on(first: str, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+    """The stream as it is. A failure in its midst becomes an error event, and the stream still ends as it should."""
+    async with aclosing(events):
+        try:
+            yield first
+            async for event in events:
+                yield event
+        except RayconteurError as error:
+            yield _event(to_json(error))
+            yield DONE
+
+
+async def _cite_stream(events: AsyncGenerator[str, None], passages: Sequence[Passage]) -> AsyncGenerator[str, None]:
+    """The same stream, its markers taken out. A choice's `annotations` are in a delta of their own before its end."""
+    choices: dict[int, CitedText] = {}
+    async with aclosing(events):
+        async for event in events:
+            for chunk in parse_chunks(event):
+                for choice in chunk["choices"]:
+                    cited = choices.setdefault(choice["index"], CitedText(passages))
+                    delta = choice["delta"]
+                    if delta.get("content"):
+                        delta["content"] = cited.feed(delta["content"])
+                    if choice.get("finish_reason"):
+                        last = {"content": (delta.pop("content", None) or "") + cited.finish()}
+                        annotated = {"index": choice["index"], "delta": {**last, "annotations": cited.annotations}}
+                        yield _event({**chunk, "choices": [{**annotated, "logprobs": None, "finish_reason": None}]})
+                yield _event(chunk)
+    yield DONE
+
+
+def _cite_completion(completion: Json, passages: Sequence[Passage]) -> None:
+    for choice in completion["choices"]:
+        message = choice["message"]
+        if message.get("content"):
+            cited = CitedText(passages)
+            message["content"] = cited.feed(message["content"]) + cited.finish()
+            message["annotations"] = cited.annotations
+
+
+def _event(data: Json) -> str:
+    return f"data: {orjson.dumps(data).decode()}\n\n"

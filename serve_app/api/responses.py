@@ -1,0 +1,270 @@
+"""`/v1/responses`: questions, each answered by `chat.reply`, and the stored answers."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import Discriminator, Field, Tag
+from starlette.responses import Response
+
+from serve_app.api.admission import PRIORITIES, ServiceTier, build_search, require_model
+from serve_app.api.context import Context, InContext
+from serve_app.api.items import InputItems, build_items, type_of
+from serve_app.api.response_events import EventEncoder
+from serve_app.api.sse import EventStream, while_connected
+from serve_app.api.wire import FileSearchTool, Metadata, PageParameters, Wire
+from serve_app.chat import AnswerStarted, Event, Finished, Turn, reply
+from serve_app.errors import InvalidRequest
+from serve_app.generation.prompt import newest_user_text
+from serve_app.types import Json, OpenTurn, new_id, now_s
+
+router = APIRouter(tags=["responses"])
+
+RESULTS = "file_search_call.results"
+
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
+
+
+class ConversationRef(Wire):
+    id: str
+
+
+class OtherTool(Wire):
+    type: str
+
+
+# What claims to be file_search is checked as that.
+Tool = Annotated[
+    Annotated[FileSearchTool, Tag("file_search")] | Annotated[OtherTool, Tag("other")],
+    Discriminator(lambda tool: "file_search" if type_of(tool) == "file_search" else "other"),
+]
+
+
+class TextFormat(Wire):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    # `schema` is a method of pydantic's models.
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class TextConfig(Wire):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class CreateResponse(Wire):
+    model: str | None = None
+    input: str | InputItems
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    conversation: str | ConversationRef | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    # What a choice may hold depends on the tool.
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    include: list[str] | None = None
+    stream: bool | None = None
+    store: bool | None = None
+    background: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    text: TextConfig | None = None
+    # Taken and given back; no model here reasons.
+    reasoning: dict[str, Any] | None = None
+    metadata: Metadata | None = None
+    service_tier: ServiceTier | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+@router.post("/v1/responses", response_model=None)
+async def create_response(
+    body: CreateResponse, request: Request, context: InContext, idempotency_key: IdempotencyKey = None
+) -> Json | Response:
+    turn = await build_turn(body, request.state.request_id, idempotency_key, context)
+    events = reply(turn, context.parts, context.config)
+    if body.stream:
+        begun = await while_connected(request, _peek(events))
+        return EventStream(_encode(begun, events))
+    finished = await while_connected(request, _finish(events))
+    return finished.response
+
+
+@router.get("/v1/responses/{response_id}")
+async def get_response(response_id: str, context: InContext, stream: bool = False) -> Json:
+    if stream:
+        raise InvalidRequest("'stream' is not supported yet when a response is read", param="stream")
+    return await context.parts.sessions.get_response(response_id)
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, context: InContext) -> Json:
+    await context.parts.sessions.delete_response(response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(response_id: str, context: InContext) -> Json:
+    await context.parts.sessions.get_response(response_id)
+    raise InvalidRequest(
+        "Only a response made with 'background' can be cancelled; to end another one, close its connection",
+        param="response_id",
+    )
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def list_input_items(response_id: str, page: Annotated[PageParameters, Query()], context: InContext) -> Json:
+    items = await context.parts.sessions.list_input_items(response_id, page.to_query())
+    return items.to_json()
+
+
+async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str | None, context: Context) -> Turn:
+    """Check a request as a whole. Raises `InvalidRequest` or `NotFound`; nothing has happened yet then."""
+    model = require_model(context, body.model)
+    conversation_id = body.conversation.id if isinstance(body.conversation, ConversationRef) else body.conversation
+    if conversation_id and body.previous_response_id:
+        raise InvalidRequest(
+            "'previous_response_id' cannot be used together with 'conversation': send one of them",
+            param="previous_response_id",
+        )
+    if body.background:
+        raise InvalidRequest("'background' is not supported yet", param="background")
+    for name in body.include or ():
+        if name != RESULTS:
+            raise InvalidRequest(f"'include' names {name!r}; only {RESULTS!r} is supported", param="include")
+
+    input_items = build_items(body.input, "input")
+    tool = _chosen_tool(body)
+    if tool and not newest_user_text(input_items):
+        raise InvalidRequest("'input' has no user message, and file_search has nothing to look for", param="input")
+    return Turn(
+        opening=OpenTurn(
+            response=_build_response(body, model, conversation_id),
+            input_items=input_items,
+            conversation_id=conversation_id,
+            previous_response_id=body.previous_response_id,
+            store=body.store is not False,
+            idempotency_key=idempotency_key,
+            max_history_items=context.config.sessions.max_history_items,
+        ),
+        sampling=_build_sampling(body, model, context.config.api.default_max_output_tokens),
+        request_id=request_id,
+        search=await build_search(context, tool, with_results=RESULTS in (body.include or ())) if tool else None,
+        priority=PRIORITIES[body.service_tier or "default"],
+    )
+
+
+async def _peek(events: AsyncIterator[Event]) -> list[Event]:
+    """What happens until the model begins. Before, an error still has its HTTP status."""
+    begun: list[Event] = []
+    async for event in events:
+        begun.append(event)
+        if isinstance(event, Finished) and event.error:
+            raise event.error
+        if isinstance(event, AnswerStarted | Finished):
+            break
+    return begun
+
+
+async def _encode(begun: list[Event], events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    encoder = EventEncoder()
+    async with aclosing(events):
+        yield b"".join(map(encoder.encode, begun))
+        async for event in events:
+            yield encoder.encode(event)
+
+
+async def _finish(events: AsyncGenerator[Event, None]) -> Finished:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Finished):
+                break
+    assert isinstance(event, Finished)
+    if event.error:
+        raise event.error
+    return event
+
+
+def _chosen_tool(body: CreateResponse) -> FileSearchTool | None:
+    """The file_search tool, if it is to be used: it always is, unless `tool_choice` is none."""
+    chosen = None
+    for index, tool in enumerate(body.tools or ()):
+        if isinstance(tool, OtherTool):
+            raise InvalidRequest(
+                f"'tools.{index}' has the type {tool.type!r}; only 'file_search' is supported here", param="tools"
+            )
+        if chosen:
+            raise InvalidRequest("'tools' has file_search twice: name all stores in one", param="tools")
+        chosen = tool
+    choice = body.tool_choice or "auto"
+    kind = choice if isinstance(choice, str) else choice.get("type")
+    if kind not in ("auto", "none", "required", "file_search"):
+        raise InvalidRequest(f"'tool_choice' is {choice!r}, which is not supported", param="tool_choice")
+    if kind in ("required", "file_search") and not chosen:
+        raise InvalidRequest(f"'tool_choice' is {choice!r}, but there is no such tool in 'tools'", param="tool_choice")
+    return None if kind == "none" else chosen
+
+
+def _build_sampling(body: CreateResponse, model: str, default_max_output_tokens: int) -> Json:
+    """For the model. What is not said is left to the model's own defaults."""
+    sampling: Json = {"model": model, "max_completion_tokens": body.max_output_tokens or default_max_output_tokens}
+    if body.temperature is not None:
+        sampling["temperature"] = body.temperature
+    if body.top_p is not None:
+        sampling["top_p"] = body.top_p
+    text_format = body.text and body.text.format
+    if text_format and text_format.type == "json_object":
+        sampling["response_format"] = {"type": "json_object"}
+    elif text_format and text_format.type == "json_schema":
+        if text_format.json_schema is None:
+            raise InvalidRequest("'text.format.schema' is required", param="text.format.schema")
+        sampling["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": text_format.name or "answer", "schema": text_format.json_schema},
+        }
+    return sampling
+
+
+def _build_response(body: CreateResponse, model: str, conversation_id: str | None) -> Json:
+    """The response object as it is before there is an answer, with every field that OpenAI's has."""
+    text_format = (body.text and body.text.format) or TextFormat()
+    return {
+        "id": new_id("resp"),
+        "object": "response",
+        "created_at": now_s(),
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "conversation": {"id": conversation_id} if conversation_id else None,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": body.reasoning or {"effort": None, "summary": None},
+        "safety_identifier": body.safety_identifier,
+        "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
+        "store": body.store is not False,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": text_format.model_dump(by_alias=True, exclude_none=True)},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
+        "top_logprobs": 0,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "truncation": body.truncation or "disabled",
+        "usage": None,
+        "user": body.user,
+        "metadata": body.metadata or {},
+    }
