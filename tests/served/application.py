@@ -1,0 +1,86 @@
+"""The served application, and what a test may ask about it beside HTTP: its processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import yaml
+
+from serve_app.cli.cluster import Dashboard, ray_token
+
+ROOT = Path(__file__).parents[2]
+START_TIMEOUT_S = 420
+PORT, DASHBOARD_PORT, RAY_PORT = 8017, 8277, 6397
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    url: str
+    folder: Path
+    process: psutil.Process
+
+    def replica_pid(self, deployment: str) -> int:
+        """The process of a deployment's only running replica, as Serve knows it."""
+        (pid,) = self.replica_pids(deployment)
+        return pid
+
+    def replica_pids(self, deployment: str) -> list[int]:
+        application = Dashboard(DASHBOARD_PORT, ray_token(os.environ)).applications()["rayconteur"]
+        replicas = application["deployments"][deployment]["replicas"]
+        return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+    def processes(self) -> list[psutil.Process]:
+        """All that `rayconteur serve` has started, and itself."""
+        return [self.process, *self.process.children(recursive=True)]
+
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        wait_until(lambda: self.answers("/readyz"), timeout_s, "the application is ready")
+
+    def answers(self, path: str) -> bool:
+        try:
+            return httpx.get(self.url + path, timeout=20).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll, for what another process does without telling us. Raises `TimeoutError`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.2)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Application]:
+    """`rayconteur serve` with the YAML that we ship, but for its folder and its ports."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["applications"][0]["args"]["storage"]["folder"] = str(folder / "data")
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    ports = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD_PORT), "--ray-port", str(RAY_PORT)]
+    with (folder / "serve.log").open("wb") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "serve_app.cli", "serve", str(path), *ports],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    application = Application(f"http://127.0.0.1:{PORT}", folder / "data", psutil.Process(started.pid))
+    try:
+        wait_until(lambda: started.poll() is not None or application.answers("/readyz"), START_TIMEOUT_S, "the start")
+        if started.poll() is not None:
+            raise RuntimeError((folder / "serve.log").read_text())
+        yield application
+    finally:
+        started.send_signal(signal.SIGINT)
+        started.wait(120)

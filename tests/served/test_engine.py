@@ -1,0 +1,142 @@
+"""The path to the engine changes nothing: the model's words are those of the engine called directly."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+
+from tests.served.application import ROOT, Application
+from tests.served.conftest import MODEL
+
+MAX_TOKENS = 32
+PROMPTS = [
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "Explain photosynthesis in one sentence.",
+    "List three prime numbers.",
+    "Translate 'good morning' to Spanish.",
+    "Who wrote Hamlet?",
+    "What is 12 plus 30?",
+    "Name a mammal that flies.",
+    "Describe the taste of a lemon.",
+    "Give me a title for a story about a robot.",
+    "What does HTTP stand for?",
+    "How many days are in a leap year?",
+    "Write a limerick about a cat.",
+    "What is the boiling point of water?",
+    "Suggest a name for a bakery.",
+    "What is a vector database?",
+    "Summarise the plot of Cinderella.",
+    "Why is the sky blue?",
+    "Finish the sentence: once upon a time",
+    "What is the opposite of hot?",
+]
+
+
+@pytest.fixture(scope="module")
+def direct_answers() -> list[str]:
+    """Twenty greedy answers of vLLM's `LLM` class with the engine arguments of the YAML that we ship."""
+    application = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][0]
+    request = {"generator": application["args"]["generator"], "prompts": PROMPTS, "max_tokens": MAX_TOKENS}
+    (replica,) = (each for each in application["deployments"] if each["name"] == "Generator")
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.served.direct_engine"],
+        input=json.dumps(request),
+        env={**os.environ, **replica["ray_actor_options"]["runtime_env"]["env_vars"], "HF_HUB_OFFLINE": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    answers: list[str] = json.loads(finished.stdout.splitlines()[-1])
+    return answers
+
+
+def test_greedy_answers_equal_those_of_the_engine(client: openai.OpenAI, direct_answers: list[str]) -> None:
+    def ask(prompt: str) -> str:
+        completion = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": prompt}],
+            temperature=0,
+            max_completion_tokens=MAX_TOKENS,
+        )
+        return completion.choices[0].message.content or ""
+
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        answers = list(threads.map(ask, PROMPTS))
+
+    assert dict(zip(PROMPTS, answers, strict=True)) == dict(zip(PROMPTS, direct_answers, strict=True))
+
+
+def test_a_prompt_over_the_context_is_a_400_and_leaves_nothing(client: openai.OpenAI) -> None:
+    conversation = client.conversations.create()
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 9000}])
+    assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model=MODEL, input="word " * 9000, conversation=conversation.id)
+    assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"temperature": -1},
+        {"max_tokens": 0},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"logit_bias": {"a": "b"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
+        {"n": 100_000},
+        {"stop": 7},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "tool_choice": "required"},
+    ],
+)
+def test_what_the_engine_refuses_is_a_400(client: openai.OpenAI, payload: dict[str, Any]) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4} | payload
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.post("/chat/completions", body=body | {"stream": stream}, cast_to=object)
+        assert set(refused.value.body) == {"message", "type", "param", "code"}  # type: ignore[call-overload]
+
+
+def test_memory_when_idle(application: Application) -> None:
+    """At most 6 GB in all, and 250 MB for a gateway replica."""
+    application.wait_until_ready()
+    rss = {process.pid: process.memory_info().rss for process in application.processes()}
+    for process in application.processes():
+        print(f"{process.memory_info().rss / 2**20:8.0f} MB  {' '.join(process.cmdline())[:80]}")
+    print(f"{sum(rss.values()) / 2**20:8.0f} MB  in all")
+    assert sum(rss.values()) < 6e9
+    assert rss[application.replica_pid("Gateway")] < 250e6
+
+
+def test_an_upload_is_streamed_to_disk(client: openai.OpenAI, application: Application, tmp_path: Path) -> None:
+    """90 MB go through without the gateway's memory growing by half of that; 200 MB are refused, and nothing stays."""
+    gateway = next(each for each in application.processes() if each.pid == application.replica_pid("Gateway"))
+    before = gateway.memory_info().rss
+    large, too_large = tmp_path / "large.txt", tmp_path / "too-large.txt"
+    for path, size in ((large, 90), (too_large, 200)):
+        with path.open("wb") as file:
+            for _ in range(size):
+                file.write(b"a line of text\n" * (2**20 // 15))
+
+    uploaded = client.files.create(file=large, purpose="assistants")
+    assert uploaded.bytes == large.stat().st_size
+    assert gateway.memory_info().rss - before < 45e6
+    client.files.delete(uploaded.id)
+
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.files.create(file=too_large, purpose="assistants")
+    assert refused.value.status_code == 413
+    assert [path for path in (application.folder / "files").rglob("*") if path.is_file()] == [
+        application.folder / "files" / file.id for file in client.files.list()
+    ]
