@@ -26,14 +26,15 @@ def to_json(error: RayconteurError) -> Json:
     return _body(error.message, error.type, error.param, error.code)
 
 
-def to_response(error: RayconteurError) -> Response:
+def to_response(error: RayconteurError, beside: Mapping[str, Any] | None = None) -> Response:
+    """`beside` are fields that the body has next to `error`."""
     headers = {}
     if error.status in (429, 503):
         seconds = error.retry_after_s or _DEFAULT_RETRY_AFTER_S
         headers = {"retry-after-ms": str(math.ceil(seconds * 1000)), "retry-after": str(math.ceil(seconds))}
     elif error.status == 401:
         headers = {"www-authenticate": "Bearer"}
-    return JSONResponse(to_json(error), error.status, headers)
+    return JSONResponse({**to_json(error), **(beside or {})}, error.status, headers)
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]], body: object) -> InvalidRequest:

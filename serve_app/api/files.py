@@ -1,8 +1,9 @@
 """`/v1/files`: documents as they were uploaded. A vector store makes them searchable."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field, ValidationError
@@ -14,12 +15,15 @@ from starlette.responses import FileResponse, Response
 from serve_app.api.context import Context, InContext
 from serve_app.api.errors import invalid_request
 from serve_app.api.wire import PageParameters, Wire
-from serve_app.errors import InvalidRequest, NotFound
+from serve_app.errors import InvalidRequest, NotFound, RayconteurError
+from serve_app.knowledge.parse import detect_media_type
 from serve_app.types import Json, StoreFileRef
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 log = logging.getLogger(__name__)
+
+_SWEEP_EVERY_S = 600
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
@@ -74,7 +78,9 @@ async def upload_file(request: Request, context: InContext) -> Json:
             upload.file,
             upload.filename or "",
             fields.purpose,
-            fields.expires_after.seconds if fields.expires_after else None,
+            detect_media_type=detect_media_type,
+            max_bytes=context.config.api.max_upload_bytes,
+            expires_after_s=fields.expires_after.seconds if fields.expires_after else None,
         )
     finally:
         await form.close()
@@ -118,6 +124,17 @@ async def delete_everywhere(context: Context, file_id: str) -> None:
         await run_in_threadpool(context.catalog.stop_ingestion, store_id, file_id)
         await context.parts.indexer.remove_file(StoreFileRef(store_id, file_id))
     await run_in_threadpool(context.files.delete, file_id)
+
+
+async def sweep_expired(context: Context) -> NoReturn:
+    """Nobody sees a file that has expired; this also frees its bytes, and takes its passages out of the stores."""
+    while True:
+        try:
+            for file_id in await run_in_threadpool(context.files.expired_ids):
+                await delete_everywhere(context, file_id)
+        except RayconteurError as error:
+            log.warning("expired files are still here, and will be looked at again: %s", error)
+        await asyncio.sleep(_SWEEP_EVERY_S)
 
 
 async def _read_form(request: Request) -> FormData:

@@ -29,26 +29,34 @@ _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u20
 
 
 class FileStore:
-    def __init__(
-        self, database: Database, folder: Path, max_bytes: int, detect_media_type: Callable[[Path, str], str]
-    ) -> None:
-        """`detect_media_type(path, filename)` raises `UnsupportedFile` or `InvalidRequest` for what is not taken."""
+    def __init__(self, database: Database, folder: Path) -> None:
         self._database = database
         self._folder = folder
-        self._max_bytes = max_bytes
-        self._detect_media_type = detect_media_type
         folder.mkdir(parents=True, exist_ok=True)
         self._sweep_stale_uploads()
 
-    def save(self, upload: IO[bytes], filename: str, purpose: str, expires_after_s: int | None = None) -> Json:
-        """Keep an upload, whole or not at all. Raises `UploadTooLarge`, `UnsupportedFile` or `InvalidRequest`."""
+    def save(
+        self,
+        upload: IO[bytes],
+        filename: str,
+        purpose: str,
+        *,
+        detect_media_type: Callable[[Path, str], str],
+        max_bytes: int,
+        expires_after_s: int | None = None,
+    ) -> Json:
+        """Keep an upload, whole or not at all.
+
+        `detect_media_type(path, filename)` raises `UnsupportedFile` or `InvalidRequest` for what is not taken; a file of
+        more than `max_bytes` is `UploadTooLarge`.
+        """
         filename = clean_filename(filename)
         file_id = new_id("file")
         temporary = self._folder / f"{_TEMPORARY_PREFIX}{file_id}"
         kept = self.path(file_id)
         try:
-            size_bytes, sha256 = self._copy(upload, temporary)
-            media_type = self._detect_media_type(temporary, filename)
+            size_bytes, sha256 = _copy(upload, temporary, max_bytes)
+            media_type = detect_media_type(temporary, filename)
             temporary.rename(kept)
             _sync_folder(self._folder)
             created_at = now_s()
@@ -105,30 +113,32 @@ class FileStore:
             raise _not_found(file_id)
         return row
 
-    def _copy(self, upload: IO[bytes], target: Path) -> tuple[int, str]:
-        digest = hashlib.sha256()
-        size_bytes = 0
-        with target.open("xb") as file:
-            while block := upload.read(_COPY_BYTES):
-                size_bytes += len(block)
-                if size_bytes > self._max_bytes:
-                    raise UploadTooLarge(
-                        f"The file is larger than {self._max_bytes} bytes, which is the most this server takes",
-                        param="file",
-                        code="file_too_large",
-                    )
-                digest.update(block)
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        return size_bytes, digest.hexdigest()
-
     def _sweep_stale_uploads(self) -> None:
         for temporary in self._folder.glob(f"{_TEMPORARY_PREFIX}*"):
             # Another process may sweep, or finish an upload, at the same time.
             with contextlib.suppress(FileNotFoundError):
                 if temporary.stat().st_mtime < time.time() - _STALE_AFTER_S:
                     temporary.unlink()
+
+
+def _copy(upload: IO[bytes], target: Path, max_bytes: int) -> tuple[int, str]:
+    """Durable when it returns the size and the SHA-256."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with target.open("xb") as file:
+        while block := upload.read(_COPY_BYTES):
+            size_bytes += len(block)
+            if size_bytes > max_bytes:
+                raise UploadTooLarge(
+                    f"The file is larger than {max_bytes} bytes, which is the most this server takes",
+                    param="file",
+                    code="file_too_large",
+                )
+            digest.update(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return size_bytes, digest.hexdigest()
 
 
 def clean_filename(filename: str) -> str:

@@ -1,0 +1,77 @@
+"""`api`: the whole app behind a real server, over a fresh database, with stand-ins for the parts."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from serve_app.api.app import create_app
+from serve_app.config import ApiConfig, AppConfig, StorageConfig
+from serve_app.storage.database import Database, open_database
+from tests.api.parts import HashEmbedder, RecordingIndexer, ScriptedRetriever, knowledge_parts
+from tests.server import serve
+
+MAX_UPLOAD_BYTES = 100_000
+
+
+@dataclass
+class Api:
+    url: str
+    folder: Path
+    database: Database
+    embedder: HashEmbedder
+    retriever: ScriptedRetriever
+    indexer: RecordingIndexer
+    part_states: dict[str, str] = field(default_factory=lambda: {"generator": "ok", "indexer": "ok"})
+
+    def __post_init__(self) -> None:
+        self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
+        self.http = httpx.Client(base_url=self.url)
+
+    def upload(self, name: str = "notes.txt", content: bytes = b"Paris is in France.") -> str:
+        return self.openai.files.create(file=(name, content), purpose="assistants").id
+
+    def kept_files(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "files").iterdir())
+
+
+StartApi = Callable[[], Api]
+
+
+@pytest.fixture
+def start_api(tmp_path: Path) -> Iterator[StartApi]:
+    """For tests that change the environment first."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(running_api(tmp_path))
+
+
+@pytest.fixture
+def api(start_api: StartApi) -> Api:
+    return start_api()
+
+
+@pytest.fixture(scope="module")
+def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """One for all tests of a file that leave nothing in it, or do not care what is there."""
+    with running_api(tmp_path_factory.mktemp("api")) as api:
+        yield api
+
+
+@contextmanager
+def running_api(folder: Path) -> Iterator[Api]:
+    config = AppConfig(storage=StorageConfig(folder=folder), api=ApiConfig(max_upload_bytes=MAX_UPLOAD_BYTES))
+    embedder, retriever, indexer = HashEmbedder(), ScriptedRetriever(), RecordingIndexer()
+
+    async def check_parts() -> dict[str, str]:
+        return api.part_states
+
+    with closing(open_database(config.storage.resolved_database_url)) as database:
+        app = create_app(config, knowledge_parts(embedder, retriever, indexer), database, check_parts)
+        with serve(app) as url:
+            api = Api(url, folder, database, embedder, retriever, indexer)
+            with api.openai, api.http:
+                yield api

@@ -1,0 +1,80 @@
+"""Stand-ins for the parts that the knowledge routes call, each the least that honours its Protocol."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from serve_app.errors import RayconteurError
+from serve_app.parts import Generator, Parts, Sessions
+from serve_app.types import AttributeChange, FloatMatrix, Passage, SearchQuery, StoreFileRef
+
+DIMENSIONS = 8
+
+
+class HashEmbedder:
+    """The same text, the same unit vector; different texts, different ones."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        self.calls.append(list(texts))
+        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) for text in texts]
+        rows = np.stack([np.random.default_rng(seed).normal(size=DIMENSIONS) for seed in seeds])
+        unit: FloatMatrix = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return unit
+
+
+class ScriptedRetriever:
+    """Answers each query text with the passages under it in `answers`, or raises the error that is there."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Sequence[Passage] | RayconteurError] = {}
+        self.queries: list[SearchQuery] = []
+
+    async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
+        self.queries.append(query)
+        answer = self.answers.get(query.text, ())
+        if isinstance(answer, RayconteurError):
+            raise answer
+        return tuple(passage for passage in answer if passage.store_id == query.store_id)[: query.max_results]
+
+
+class RecordingIndexer:
+    """Remembers what it was told; raises `error` instead while that is set."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.error: RayconteurError | None = None
+
+    async def wake(self) -> None:
+        self._hear("wake")
+
+    async def update_attributes(self, change: AttributeChange) -> None:
+        self._hear(change)
+
+    async def remove_file(self, ref: StoreFileRef) -> None:
+        self._hear(ref)
+
+    async def drop_store(self, store_id: str) -> None:
+        self._hear(store_id)
+
+    def _hear(self, message: object) -> None:
+        if self.error is not None:
+            raise self.error
+        self.told.append(message)
+
+
+def knowledge_parts(embedder: HashEmbedder, retriever: ScriptedRetriever, indexer: RecordingIndexer) -> Parts:
+    """For tests of routes that neither generate nor remember."""
+    missing = object()
+    return Parts(
+        embedder=embedder,
+        retriever=retriever,
+        indexer=indexer,
+        generator=cast(Generator, missing),
+        sessions=cast(Sessions, missing),
+        count_tokens=lambda text: len(text.split()),
+    )
