@@ -1,0 +1,257 @@
+"""Text to vectors: `load_encoder(config)` gives a `TextEncoder`, the same on OpenVINO (CPU) and on torch (GPU).
+
+On a CPU neither torch nor transformers is imported where texts are encoded: they would cost a process about 700 MB.
+A child process converts the model once, and what it writes into the cache is all that is read from then on.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from serve_app.config import EncoderConfig
+from serve_app.models import build_once, cache_folder, resolve_model
+from serve_app.types import FloatMatrix
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = "encoder.json"
+
+
+class TextEncoder(Protocol):
+    """A loaded model. Its methods may be called from several threads."""
+
+    model_id: str
+    dimensions: int
+    max_tokens: int
+    """Tokens of a text that the model sees, its own special tokens not counted; the rest is cut off."""
+    tokenizer: Tokenizer
+    """The model's, without truncation or padding."""
+
+    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+        """One unit vector per text, in the order of the texts."""
+        ...
+
+
+def load_encoder(config: EncoderConfig) -> TextEncoder:
+    """Load the configured model, converting it first if nobody has. Takes seconds, a conversion about half a minute.
+
+    Raises ValueError for a package without a model, RuntimeError with the reason if the model cannot be converted.
+    """
+    source = resolve_model(config.model_source)
+    if config.backend == "torch" or (config.backend == "auto" and _cuda_is_visible()):
+        return TorchEncoder(config, source)
+    converted = build_once(_converted_folder(source), lambda folder: _convert_in_child(source, folder))
+    description = json.loads((converted / _DESCRIPTION).read_text())
+    if "refused" in description:
+        logger.warning("encoder %r runs on torch instead of OpenVINO: %s", config.model_id, description["refused"])
+        return TorchEncoder(config, source)
+    return OpenVINOEncoder(config, converted)
+
+
+class OpenVINOEncoder:
+    def __init__(self, config: EncoderConfig, folder: Path) -> None:
+        import openvino
+
+        description = json.loads((folder / _DESCRIPTION).read_text())
+        self.model_id = config.model_id
+        self.dimensions = int(description["dimensions"])
+        self.tokenizer = _plain(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        self._special_tokens = self.tokenizer.num_special_tokens_to_add(False)
+        self.max_tokens = int(description["max_seq_length"]) - self._special_tokens
+        self._batch_size = config.batch_size
+        self._inputs: list[str] = description["inputs"]
+        self._pad_id = int(description["pad_id"])
+        self._cutting_tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        self._cutting_tokenizer.enable_truncation(int(description["max_seq_length"]))
+        core = openvino.Core()
+        self._model = core.compile_model(core.read_model(folder / "model.xml"), "CPU", _cpu_properties())
+        self._lock = Lock()  # an inference request serves one call at a time
+
+    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        encodings = self._cutting_tokenizer.encode_batch_fast(list(texts))
+        # Texts of like length share a batch, so that little of it is padding.
+        order = sorted(range(len(texts)), key=lambda index: len(encodings[index].ids), reverse=True)
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            vectors[batch] = self._forward([encodings[index].ids for index in batch])
+        return unit_rows(vectors)
+
+    def _forward(self, rows: list[list[int]]) -> FloatMatrix:
+        lengths = np.array([len(row) for row in rows])
+        mask = np.arange(lengths.max())[None, :] < lengths[:, None]
+        ids = np.full(mask.shape, self._pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate(rows)
+        tensors = {
+            "input_ids": ids,
+            "attention_mask": mask.astype(np.int64),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        with self._lock:
+            pooled = self._model({name: tensors[name] for name in self._inputs})[0]
+            return np.array(pooled, dtype=np.float32)
+
+
+class TorchEncoder:
+    def __init__(self, config: EncoderConfig, source: str) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(source)
+        self.model_id = config.model_id
+        self.dimensions = int(self._model.get_embedding_dimension())
+        self.tokenizer = _plain(Tokenizer.from_str(self._model.tokenizer.backend_tokenizer.to_str()))
+        self.max_tokens = _window(self._model) - self.tokenizer.num_special_tokens_to_add(False)
+        self._batch_size = config.batch_size
+        self._lock = Lock()  # the tokenizer keeps its padding and truncation as state
+
+    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+        if not texts:
+            return np.empty((0, self.dimensions), dtype=np.float32)
+        with self._lock:
+            vectors = self._model.encode(
+                list(texts), batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
+            )
+        return unit_rows(np.asarray(vectors, dtype=np.float32))
+
+
+def unit_rows(vectors: FloatMatrix) -> FloatMatrix:
+    """The rows scaled to length 1, in float32: a model that computes in bfloat16 normalises too coarsely."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    # Many models ship truncation and padding in tokenizer.json, which would hide the true length of a text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _cuda_is_visible() -> bool:
+    """Whether this process may use a GPU, without torch: Ray hides GPUs by an empty CUDA_VISIBLE_DEVICES."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "none", "NoDevFiles"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _cpu_properties() -> dict[str, Any]:
+    properties = {
+        # Where the CPU has AMX, bfloat16 is about twice as fast; elsewhere it is emulated, or less exact for no gain.
+        "INFERENCE_PRECISION_HINT": "bf16" if _cpu_has_amx() else "f32",
+        # With pinning, two processes share the same cores and leave the others idle.
+        "ENABLE_CPU_PINNING": False,
+        # Each shape of a batch leaves compiled kernels here; by default thousands.
+        "CPU_RUNTIME_CACHE_CAPACITY": 200,
+    }
+    # Ray sets this to the CPUs of the replica; OpenVINO does not read it itself.
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        properties["INFERENCE_NUM_THREADS"] = int(threads)
+    return properties
+
+
+def _cpu_has_amx() -> bool:
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # no Linux
+        return False
+
+
+# --- conversion, in a process of its own ---------------------------------------------------------
+
+
+def _converted_folder(source: str) -> Path:
+    """Its name changes with the model's files and with OpenVINO, so that a stale conversion is never read."""
+    folder = Path(source)
+    identity = [source, version("openvino")]
+    if folder.is_dir():
+        files = sorted(each for each in folder.rglob("*") if each.is_file())
+        identity += [f"{each} {each.stat().st_size} {each.stat().st_mtime_ns}" for each in files]
+    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
+    name = folder.parent.name if folder.name == "model" else folder.name
+    return cache_folder() / "encoders" / f"{name}-{digest}"
+
+
+def _convert_in_child(source: str, folder: Path) -> None:
+    sys.stderr.write(f"Converting the encoder {source} for OpenVINO (once)…\n")
+    child = subprocess.run(
+        [sys.executable, "-m", "serve_app.knowledge.encode", source, str(folder)],
+        # A worker of Ray finds this package on its own sys.path only.
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode != 0:
+        raise RuntimeError(f"the encoder {source!r} cannot be loaded: {child.stderr.strip().splitlines()[-1:]}")
+
+
+def _convert(source: str, folder: Path) -> None:
+    """Write the model as one graph from token ids to pooled vectors, its tokenizer, and a description of both."""
+    import openvino
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(source, device="cpu").eval()
+    if reason := _refusal(model):
+        (folder / _DESCRIPTION).write_text(json.dumps({"refused": reason}))
+        return
+
+    example = model.tokenizer(["two texts", "of unlike length"], padding=True, return_tensors="pt")
+    inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in example]
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+            pooled: torch.Tensor = self.model(dict(zip(inputs, tensors, strict=True)))["sentence_embedding"]
+            return pooled
+
+    with torch.no_grad():
+        graph = openvino.convert_model(Graph().eval(), example_input=tuple(example[name] for name in inputs))
+    for port, name in zip(graph.inputs, inputs, strict=True):
+        port.get_tensor().set_names({name})
+    openvino.save_model(graph, folder / "model.xml", compress_to_fp16=False)
+    (folder / "tokenizer.json").write_text(model.tokenizer.backend_tokenizer.to_str())
+    description = {
+        "dimensions": model.get_embedding_dimension(),
+        "max_seq_length": _window(model),
+        "inputs": inputs,
+        "pad_id": model.tokenizer.pad_token_id or 0,
+    }
+    (folder / _DESCRIPTION).write_text(json.dumps(description))
+
+
+def _refusal(model: Any) -> str | None:
+    """Why the graph would not compute what sentence-transformers does; None if it would."""
+    modules = [type(module).__name__ for module in model]
+    if modules[:2] != ["Transformer", "Pooling"] or set(modules[2:]) - {"Normalize"}:
+        return f"its modules are {modules}, not Transformer, Pooling and Normalize"
+    if not hasattr(model.tokenizer, "backend_tokenizer"):
+        return "it has no fast tokenizer"
+    if model[0].do_lower_case or model.default_prompt_name:
+        return "it changes texts before the tokenizer"
+    if set(model.tokenizer.model_input_names) - {"input_ids", "attention_mask", "token_type_ids"}:
+        return f"it takes {model.tokenizer.model_input_names}"
+    return None
+
+
+def _window(model: Any) -> int:
+    # Some models name no limit, and transformers then says 10**30.
+    return int(min(model.max_seq_length or 512, model[0].auto_model.config.max_position_embeddings, 32768))
+
+
+if __name__ == "__main__":
+    _convert(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,76 @@
+"""A document's text to passages: `split` cuts along its structure, measured in the encoder's tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from semantic_text_splitter import MarkdownSplitter
+from tokenizers import Tokenizer
+
+from serve_app.types import Json
+
+_MAX_AUTO_TOKENS = 512
+_MAX_CHARACTERS_PER_TOKEN = 20
+_SLAB_CHARACTERS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A passage to be: `text` is what the document has from its character `start` on."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassageSize:
+    max_tokens: int
+    overlap_tokens: int
+
+
+def passage_size(chunking_strategy: Json, encoder_max_tokens: int) -> PassageSize:
+    """How long passages are under an OpenAI `chunking_strategy`, checked before.
+
+    `auto` is what the encoder sees whole, so that no word of a passage is missing from its vector, but not over 512
+    tokens, beyond which one vector stands for too many things. An eighth overlaps, about two sentences: enough for a
+    thought that a cut divides, and little enough that a file's index does not grow by half.
+    A `static` size may be beyond the encoder's window: its vector is then made from the beginning of the passage, and
+    the rest is found by its words only.
+    """
+    if chunking_strategy.get("type") == "static":
+        static = chunking_strategy["static"]
+        return PassageSize(static["max_chunk_size_tokens"], static["chunk_overlap_tokens"])
+    max_tokens = min(encoder_max_tokens, _MAX_AUTO_TOKENS)
+    return PassageSize(max_tokens, max_tokens // 8)
+
+
+def split(text: str, tokenizer: Tokenizer, max_tokens: int, overlap_tokens: int) -> list[Piece]:
+    """Pieces of at most `max_tokens`, in order, that together hold all of the text but blank space at their ends.
+
+    Cuts fall on the highest boundary that fits: headings, then paragraphs, sentences, words. The tokenizer must not
+    truncate or pad. An empty or blank text has no pieces.
+    """
+    splitter = MarkdownSplitter.from_huggingface_tokenizer(tokenizer, max_tokens, overlap=overlap_tokens)
+    return [
+        piece
+        for start, slab in _slabs(text)
+        for offset, found in splitter.chunk_indices(slab)
+        for piece in _bounded(Piece(found, start + offset), max_tokens * _MAX_CHARACTERS_PER_TOKEN)
+    ]
+
+
+def _slabs(text: str) -> Iterator[tuple[int, str]]:
+    """The text in parts, cut after a paragraph if there is one: no other thread runs while the splitter is at work."""
+    start = 0
+    while start < len(text):
+        end = min(start + _SLAB_CHARACTERS, len(text))
+        if end < len(text):
+            boundaries = (text.rfind(boundary, start + 1, end) for boundary in ("\n\n", "\n", " "))
+            end = next((boundary for boundary in boundaries if boundary > start + _SLAB_CHARACTERS // 2), end)
+        yield start, text[start:end]
+        start = end
+
+
+def _bounded(piece: Piece, max_characters: int) -> Iterator[Piece]:
+    """Cut what has few tokens but no end: WordPiece sees a word of 100,000 letters as one unknown token."""
+    for offset in range(0, len(piece.text), max_characters):
+        yield Piece(piece.text[offset : offset + max_characters], piece.start + offset)
