@@ -3,7 +3,6 @@
 Synchronous on purpose: a deployment calls it in threads. Safe to share between threads.
 """
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from serve_app.errors import InternalError, Overloaded, Unavailable
+from serve_app.errors import Overloaded, Unavailable
 from serve_app.storage import migrations
 
 Dialect = Literal["sqlite", "postgresql"]
@@ -33,8 +32,6 @@ _WRITE_OPTIONS: dict[Dialect, dict[str, object]] = {
     "sqlite": {"begin": "BEGIN IMMEDIATE"},
     "postgresql": {},
 }
-_MIGRATION_LOCK = 0x52_41_59_43  # any number, the same for every process
-_migrating = threading.Lock()  # Alembic keeps its context in module globals
 
 
 def open_database(url: str) -> "Database":
@@ -44,9 +41,17 @@ def open_database(url: str) -> "Database":
     `Unavailable` if the database does not answer, `InternalError` if its schema is newer than this program.
     """
     parsed = _supported(url)
-    if parsed.get_backend_name() == "sqlite":
-        return _open_sqlite(parsed)
-    return _open_postgresql(parsed)
+    engine = _sqlite_engine(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
+    database = Database(engine)
+    try:
+        with database.read() as connection:
+            is_current = migrations.is_current(connection)
+        if not is_current:
+            migrations.upgrade(engine)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 class Database:
@@ -115,20 +120,14 @@ def _supported(url: str) -> URL:
     raise ValueError(f"unsupported database {parsed!r}: use sqlite:////folder/file.db or postgresql://…")
 
 
-def _open_sqlite(url: URL) -> Database:
+def _sqlite_engine(url: URL) -> Engine:
     path = Path(cast(str, url.database))
     path.parent.mkdir(parents=True, exist_ok=True)
     _create_private(path)
     engine = create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S}, pool_timeout=LOCK_TIMEOUT_S)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
-    database = Database(engine)
-    with database.read() as connection:
-        is_ready = connection.scalar(text("PRAGMA journal_mode")) == "wal" and _is_current(connection)
-    if not is_ready:
-        with _migrating, _folder_lock(path.parent):
-            _migrate_sqlite(engine)
-    return database
+    return engine
 
 
 def _create_private(path: Path) -> None:
@@ -151,67 +150,5 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN IMMEDIATE"))
 
 
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Held by one process at a time. The switch to WAL cannot be made in a transaction, so that is not lock enough."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _migrate_sqlite(engine: Engine) -> None:
-    with engine.connect() as connection:
-        driver = connection.connection
-        _pragma(driver, "journal_mode=WAL")
-        # With foreign keys on, a step that rebuilds a table would cascade to the rows that refer to it.
-        _pragma(driver, "foreign_keys=OFF")
-        try:
-            with connection.begin():
-                _upgrade(connection)
-        finally:
-            _pragma(driver, "foreign_keys=ON")
-
-
-def _pragma(driver: DBAPIConnection, setting: str) -> None:
-    cursor = driver.cursor()
-    cursor.execute(f"PRAGMA {setting}")
-    cursor.close()
-
-
-def _open_postgresql(url: URL) -> Database:
-    engine = create_engine(url, pool_pre_ping=True, pool_timeout=LOCK_TIMEOUT_S)
-    database = Database(engine)
-    with database.read() as connection:
-        is_ready = _is_current(connection)
-    if not is_ready:
-        with _migrating, database.write() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            _upgrade(connection)
-    return database
-
-
-def _is_current(connection: Connection) -> bool:
-    if not inspect(connection).has_table("alembic_version"):
-        return False
-    return bool(connection.scalar(text("SELECT version_num FROM alembic_version")) == migrations.NEWEST)
-
-
-def _upgrade(connection: Connection) -> None:
-    """All steps that are missing, in the transaction of `connection`, which only one process can be in."""
-    if _is_current(connection):
-        return
-    # Alembic is only needed, and only takes memory, where there is something to do.
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util import CommandError
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, "head")
-    except CommandError as error:
-        raise InternalError("The database was written by a newer version of Rayconteur: run that one.") from error
+def _postgresql_engine(url: URL) -> Engine:
+    return create_engine(url, pool_pre_ping=True, pool_timeout=LOCK_TIMEOUT_S)

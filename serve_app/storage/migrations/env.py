@@ -1,4 +1,4 @@
-"""What Alembic runs for an upgrade: in the transaction that `database.py` has opened, and commits."""
+"""What Alembic runs for an upgrade: in the transaction that `upgrade` has opened, and commits."""
 
 from alembic import context
 

@@ -1,0 +1,91 @@
+"""The migrations: they make what schema.py says, once, whoever comes first."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from serve_app.errors import InternalError
+from serve_app.storage import migrations
+from serve_app.storage.database import Database, open_database
+from serve_app.storage.schema import metadata
+
+OPEN_AT_A_SIGNAL = """
+import sys
+from serve_app.storage.database import open_database
+print("ready", flush=True)
+sys.stdin.readline()
+open_database(sys.argv[1]).close()
+print("alembic" in sys.modules)
+"""
+
+
+def table_names(database: Database) -> set[str]:
+    with database.read() as connection:
+        return set(inspect(connection).get_table_names())
+
+
+def test_migrations_make_exactly_the_schema(database: Database) -> None:
+    with database.read() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), metadata)
+    assert differences == []
+
+
+def test_newest_is_the_last_migration() -> None:
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    assert scripts.get_current_head() == migrations.NEWEST
+
+
+def test_processes_that_start_at_once_migrate_once(new_database_url: Callable[[], str]) -> None:
+    url = new_database_url()
+    command = [sys.executable, "-c", OPEN_AT_A_SIGNAL, url]
+    starting = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in starting:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in starting:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate()[0] for process in starting]
+    assert [process.returncode for process in starting] == [0, 0, 0]
+    assert "True\n" in outputs
+    with closing(open_database(url)) as database:
+        assert table_names(database) == {*metadata.tables, "alembic_version"}
+
+
+def test_a_current_database_is_opened_without_alembic(database_url: str) -> None:
+    opened = subprocess.run(
+        [sys.executable, "-c", OPEN_AT_A_SIGNAL, database_url],
+        input="go\n",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert opened.stdout == "ready\nFalse\n"
+
+
+def test_a_migration_that_fails_leaves_nothing(database: Database, new_database_url: Callable[[], str]) -> None:
+    with database.write() as connection:
+        for name in [*metadata.tables, "alembic_version"]:
+            if name != "vector_stores":
+                connection.execute(text(f"DROP TABLE {name}" + (" CASCADE" * (database.dialect == "postgresql"))))
+    url = database._engine.url.render_as_string(hide_password=False)
+    with pytest.raises(SQLAlchemyError, match="vector_stores"):
+        open_database(url)
+    assert table_names(database) == {"vector_stores"}
+
+
+def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'future'"))
+    with pytest.raises(InternalError, match="newer version"):
+        open_database(database._engine.url.render_as_string(hide_password=False))
