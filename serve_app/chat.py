@@ -115,7 +115,8 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
 
     Closing the generator, or cancelling it, stops the engine at once and commits the answer so far as `incomplete`.
     """
-    deadline = asyncio.get_running_loop().time() + config.api.request_timeout_s
+    began = asyncio.get_running_loop().time()
+    deadline = began + config.api.request_timeout_s
     call_timeout_s = config.api.call_timeout_s
     question = turn.opening.input_items
     answer = Answer(turn.opening.response)
@@ -183,6 +184,8 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
         # An answer that is not durable is not shown as one that is.
         error = error or failure
         response = answer.failed(error)
+    seconds = asyncio.get_running_loop().time() - began
+    logger.info("request %s: %s is %s after %.3f s", turn.request_id, response["id"], response["status"], seconds)
     yield Finished(response, error)
 
 

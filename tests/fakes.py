@@ -79,7 +79,7 @@ class FakeGenerator:
 
     def __init__(self, journal: Journal | None = None) -> None:
         self.deltas: list[str] = ["Hello", " there", "."]
-        self.finish_reason = "stop"
+        self.finish_reason: str | None = "stop"
         self.refusal: Exception | None = None
         """Raised before the first item."""
         self.failure: Exception | None = None
@@ -139,6 +139,14 @@ class FakeGenerator:
         return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": "smollm2-135m-instruct"}
 
 
+class Hold:
+    """A call that has been made and waits to be let go on."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.release = asyncio.Event()
+
+
 class LocalSessions:
     """The real log, its blocking methods on threads, as the sessions deployment runs it."""
 
@@ -147,6 +155,7 @@ class LocalSessions:
         """Raised instead of closing a turn."""
         self.closed = threading.Event()
         """A turn has been closed."""
+        self._hold: Hold | None = None
         self._log = log
         self._journal = journal or Journal()
 
@@ -174,7 +183,15 @@ class LocalSessions:
     async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
         return await asyncio.to_thread(self._log.delete_item, conversation_id, item_id)
 
+    def hold_open_turn(self) -> Hold:
+        """The next question waits before it is committed."""
+        self._hold = Hold()
+        return self._hold
+
     async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
+        if self._hold:
+            self._hold.reached.set()
+            await self._hold.release.wait()
         opened = await asyncio.to_thread(self._log.open_turn, turn)
         self._journal.note("question committed")
         return opened

@@ -5,6 +5,7 @@ search the stream is passed on unread.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -20,11 +21,13 @@ from serve_app.api.errors import invalid_request, to_json
 from serve_app.api.sse import EventStream, while_connected
 from serve_app.api.wire import FileSearchTool, Wire
 from serve_app.chat import Search, find_passages
-from serve_app.errors import InvalidRequest, RayconteurError
+from serve_app.errors import InternalError, InvalidRequest, RayconteurError
 from serve_app.generation.citations import CitedText
 from serve_app.generation.prompt import add_sources, fit_passages, newest_user_text
 from serve_app.generation.stream import before, parse_chunks, stream_before
 from serve_app.types import GenerationRequest, Json, Passage
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["chat"])
 
@@ -68,7 +71,7 @@ async def create_chat_completion(request: Request, context: InContext) -> Respon
         if passages is not None:
             events = _cite_stream(events, passages)
         first = await while_connected(request, anext(events, DONE))
-        return EventStream(_pass_on(first, events))
+        return EventStream(_pass_on(first, events, generation.request_id))
     completion = await while_connected(request, before(deadline, context.parts.generator.complete(generation)))
     if passages is not None:
         _cite_completion(completion, passages)
@@ -132,7 +135,7 @@ async def _add_sources(payload: Json, search: Search, context: Context) -> tuple
     return shown if "response_format" not in payload else None
 
 
-async def _pass_on(first: str, events: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+async def _pass_on(first: str, events: AsyncGenerator[str, None], request_id: str) -> AsyncIterator[str]:
     """The stream as it is. A failure in its midst becomes an error event, and the stream still ends as it should."""
     async with aclosing(events):
         try:
@@ -140,8 +143,11 @@ async def _pass_on(first: str, events: AsyncGenerator[str, None]) -> AsyncIterat
             async for event in events:
                 yield event
         except RayconteurError as error:
-            yield _event(to_json(error))
-            yield DONE
+            yield _event(to_json(error)) + DONE
+        except Exception:
+            logger.exception("request %s: the stream failed", request_id)
+            internal = InternalError("an internal error occurred: the server's log has the details")
+            yield _event(to_json(internal)) + DONE
 
 
 async def _cite_stream(events: AsyncGenerator[str, None], passages: Sequence[Passage]) -> AsyncGenerator[str, None]:

@@ -1,6 +1,6 @@
 """`/v1/responses`: questions, each answered by `chat.reply`, and the stored answers."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -159,12 +159,13 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
     )
 
 
-async def _peek(events: AsyncIterator[Event]) -> list[Event]:
+async def _peek(events: AsyncGenerator[Event, None]) -> list[Event]:
     """What happens until the model begins. Before, an error still has its HTTP status."""
     begun: list[Event] = []
     async for event in events:
         begun.append(event)
         if isinstance(event, Finished) and event.error:
+            await events.aclose()
             raise event.error
         if isinstance(event, AnswerStarted | Finished):
             break

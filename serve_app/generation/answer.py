@@ -61,7 +61,8 @@ class Answer:
             self._usage = build_usage(usage)
         for choice in chunk["choices"]:
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
-            if delta := choice["delta"].get("content"):
+            # A model may write NUL, which PostgreSQL cannot store.
+            if delta := (choice["delta"].get("content") or "").replace("\x00", ""):
                 return self._append(self._cited.feed(delta) if self._cited else delta)
         return ""
 
