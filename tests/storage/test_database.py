@@ -74,11 +74,11 @@ def test_postgresql_that_is_not_there_is_unavailable(scheme: str, tmp_path: Path
 
 
 def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
-    with pytest.raises(ZeroDivisionError), database.write() as connection:  # noqa: PT012
-        connection.execute(text("DELETE FROM alembic_version"))
-        _ = 1 / 0
-    with database.read() as connection:
-        assert connection.scalar(text("SELECT count(*) FROM alembic_version")) == 1
+    add_store(database)
+    with pytest.raises(KeyError), database.write() as connection:  # noqa: PT012
+        connection.execute(vector_stores.delete())
+        raise KeyError
+    assert store_ids(database) == ["store"]
 
 
 def test_deleting_a_row_deletes_what_belongs_to_it(database: Database) -> None:
@@ -100,17 +100,15 @@ def test_a_read_sees_one_moment(database: Database, other: Database) -> None:
 
 
 def test_a_read_does_not_wait_for_a_writer(database: Database, other: Database) -> None:
+    add_store(database)
     with database.write() as connection:
-        connection.execute(text("DELETE FROM alembic_version"))
-        with other.read() as reading:
-            assert reading.scalar(text("SELECT count(*) FROM alembic_version")) == 1
+        connection.execute(vector_stores.delete())
+        assert store_ids(other) == ["store"]
+    assert store_ids(other) == []
 
 
-def test_a_read_cannot_write_on_postgresql(postgresql_server: str, postgresql_template: str) -> None:
-    with (
-        closing(open_database(postgresql_server.format(name=postgresql_template))) as database,
-        database.read() as connection,
-    ):
+def test_a_read_cannot_write_on_postgresql(postgresql_url: str) -> None:
+    with closing(open_database(postgresql_url)) as database, database.read() as connection:
         assert connection.scalar(text("SHOW transaction_read_only")) == "on"
 
 

@@ -10,7 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.errors import InternalError
@@ -73,19 +73,21 @@ def test_a_current_database_is_opened_without_alembic(database_url: str) -> None
     assert opened.stdout == "ready\nFalse\n"
 
 
-def test_a_migration_that_fails_leaves_nothing(database: Database, new_database_url: Callable[[], str]) -> None:
-    with database.write() as connection:
-        for name in [*metadata.tables, "alembic_version"]:
-            if name != "vector_stores":
-                connection.execute(text(f"DROP TABLE {name}" + (" CASCADE" * (database.dialect == "postgresql"))))
-    url = database._engine.url.render_as_string(hide_password=False)
+def test_a_migration_that_fails_leaves_nothing(new_database_url: Callable[[], str]) -> None:
+    url = new_database_url()
+    other_program = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with other_program.begin() as connection:
+        connection.execute(text("CREATE TABLE vector_stores (id INTEGER)"))
     with pytest.raises(SQLAlchemyError, match="vector_stores"):
         open_database(url)
-    assert table_names(database) == {"vector_stores"}
+    with other_program.connect() as connection:
+        assert inspect(connection).get_table_names() == ["vector_stores"]
+    other_program.dispose()
 
 
-def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
-    with database.write() as connection:
+def test_a_database_of_a_newer_version_is_refused(new_database_url: Callable[[], str]) -> None:
+    url = new_database_url()
+    with closing(open_database(url)) as database, database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'future'"))
     with pytest.raises(InternalError, match="newer version"):
-        open_database(database._engine.url.render_as_string(hide_password=False))
+        open_database(url)
