@@ -4,6 +4,7 @@ No `from __future__ import annotations` here: Ray validates `args` against the p
 a class (`ray/serve/_private/api.py`, call_user_app_builder_with_args_if_necessary).
 """
 
+from ray import serve
 from ray.serve import Application
 
 from deployments.embedder import Embedder
@@ -20,11 +21,11 @@ def build_app(config: AppConfig) -> Application:
 
     A star: only the gateway holds handles, so the order of a request is written in one place (`serve_app/chat.py`).
     """
-    return Gateway.bind(
+    return serve.deployment(Gateway).bind(
         config,
-        sessions=Sessions.bind(config),
-        embedder=Embedder.bind(config),
-        retriever=Retriever.bind(config),
-        generator=Generator.bind(config),
-        indexer=Indexer.bind(config),
+        sessions=serve.deployment(Sessions).bind(config),
+        embedder=serve.deployment(Embedder).bind(config),
+        retriever=serve.deployment(Retriever).bind(config),
+        generator=serve.deployment(Generator).bind(config),
+        indexer=serve.deployment(Indexer).bind(config),
     )

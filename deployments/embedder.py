@@ -3,14 +3,11 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from ray import serve
-
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
 from serve_app.types import FloatMatrix
 
 
-@serve.deployment
 class Embedder:
     def __init__(self, config: AppConfig) -> None:
         self._encoder = load_encoder(config.encoder)

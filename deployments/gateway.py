@@ -23,7 +23,6 @@ from serve_app.parts import Parts
 from serve_app.storage.database import open_database
 
 
-@serve.deployment
 @serve.ingress()
 class Gateway:
     def __init__(

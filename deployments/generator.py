@@ -7,12 +7,9 @@ takes about nine seconds and 0.8 GB.
 """
 
 import json
-import logging
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
-
-from ray import serve
 
 from serve_app.config import AppConfig, GeneratorConfig
 from serve_app.errors import InternalError, InvalidRequest, NotFound, RayconteurError, Unavailable
@@ -23,14 +20,12 @@ if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.v1.engine.async_llm import AsyncLLM
 
-logger = logging.getLogger("ray.serve")
-
 ERROR_EVENT = 'data: {"error"'
 
 
-@serve.deployment
 class Generator:
-    async def __init__(self, config: AppConfig) -> None:
+    # Serve awaits a constructor that is async.
+    async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]
         self._engine, self._chat = await start_engine(config.generator)
 
     async def complete(self, request: GenerationRequest) -> Json:
@@ -108,7 +103,8 @@ def parse_engine_arguments(config: GeneratorConfig) -> Namespace:
 
     model = resolve_model(config.model_source)
     parser = make_arg_parser(FlexibleArgumentParser(exit_on_error=False))
-    return parser.parse_args(engine_command_line(config, model))
+    arguments: Namespace = parser.parse_args(engine_command_line(config, model))
+    return arguments
 
 
 def engine_command_line(config: GeneratorConfig, model: str) -> list[str]:

@@ -5,10 +5,9 @@ All of it runs on one thread, because concurrent writers would make LanceDB retr
 """
 
 import asyncio
-import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-
-from ray import serve
+from typing import TypeVar
 
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
@@ -18,10 +17,9 @@ from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
 from serve_app.types import AttributeChange, StoreFileRef
 
-logger = logging.getLogger("ray.serve")
+Result = TypeVar("Result")
 
 
-@serve.deployment
 class Indexer:
     def __init__(self, config: AppConfig) -> None:
         database = open_database(config.storage.resolved_database_url)
@@ -39,13 +37,13 @@ class Indexer:
         self._work.set()
 
     async def update_attributes(self, change: AttributeChange) -> None:
-        await self._run(self._index.update_attributes, change)
+        await self._run(lambda: self._index.update_attributes(change))
 
     async def remove_file(self, ref: StoreFileRef) -> None:
-        await self._run(self._index.remove_file, ref.store_id, ref.file_id)
+        await self._run(lambda: self._index.remove_file(ref.store_id, ref.file_id))
 
     async def drop_store(self, store_id: str) -> None:
-        await self._run(self._index.drop, store_id)
+        await self._run(lambda: self._index.drop(store_id))
 
     async def ready(self) -> None:
         """Returns if the ingestion loop is alive; raises what ended it otherwise."""
@@ -69,5 +67,5 @@ class Indexer:
             except TimeoutError:
                 continue
 
-    async def _run(self, function, *arguments):  # type: ignore[no-untyped-def]
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+    async def _run(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -1,13 +1,10 @@
 """Search of the vector stores. Any number of replicas: each sees the indexer's commits as they are made."""
 
-from ray import serve
-
 from serve_app.config import AppConfig
 from serve_app.knowledge.index import IndexReader
 from serve_app.types import Passage, SearchQuery
 
 
-@serve.deployment
 class Retriever:
     def __init__(self, config: AppConfig) -> None:
         self._index = IndexReader(config.storage.vectors_folder)

@@ -2,11 +2,12 @@
 
 import asyncio
 
-from ray import serve
+from sqlalchemy import select
 
 from serve_app.config import AppConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import open_database
+from serve_app.storage.schema import logs
 from serve_app.types import (
     AppendItems,
     CloseTurn,
@@ -19,7 +20,6 @@ from serve_app.types import (
 )
 
 
-@serve.deployment
 class Sessions:
     def __init__(self, config: AppConfig) -> None:
         self._database = open_database(config.storage.resolved_database_url)
@@ -70,4 +70,8 @@ class Sessions:
 
     async def ready(self) -> None:
         """Returns if the database answers; raises otherwise."""
-        await asyncio.to_thread(self._database.ping)
+        await asyncio.to_thread(self._read_a_log)
+
+    def _read_a_log(self) -> None:
+        with self._database.read() as connection:
+            connection.execute(select(logs.c.id).limit(1))

@@ -58,6 +58,10 @@ class GeneratorConfig(_Config):
     engine: dict[str, Any] = Field(default_factory=dict)
     """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …)."""
 
+    def default_sampling(self, name: Literal["temperature", "top_p"]) -> float:
+        """What holds where a request says nothing, as far as the YAML says it; else OpenAI's default, which is 1."""
+        return float(self.engine.get("override_generation_config", {}).get(name, 1.0))
+
 
 class EncoderConfig(_Config):
     model_id: str = "all-minilm-l6-v2"
