@@ -25,6 +25,7 @@ from lancedb.query import MatchQuery
 from serve_app.errors import InternalError, InvalidRequest
 from serve_app.knowledge.split import Piece
 from serve_app.types import (
+    AttributeChange,
     AttributeValue,
     Comparison,
     Compound,
@@ -82,7 +83,9 @@ class IndexWriter:
         if not any(file.pieces for file in files):
             return
         with self._lock:
-            table = self._open(store_id) or self._create(store_id)
+            table = self._open(store_id)
+            if table is None:  # and not `or`: a table without rows is false
+                table = self._create(store_id)
             _add_missing_columns(table, [file.attributes for file in files])
             table.add(_rows(files, table.schema))
 
@@ -100,16 +103,16 @@ class IndexWriter:
             if table is not None and table.count_rows(where):
                 table.delete(where)
 
-    def update_attributes(self, store_id: str, file_id: str, attributes: Mapping[str, AttributeValue]) -> None:
+    def update_attributes(self, change: AttributeChange) -> None:
         """Replace all attributes of a file. One that has no passages is left for the ingestion to write."""
-        where = f"file_id = {_literal(file_id)}"
+        where = f"file_id = {_literal(change.file_id)}"
         with self._lock:
-            table = self._open(store_id)
+            table = self._open(change.store_id)
             if table is None or not table.count_rows(where):
                 return
-            _add_missing_columns(table, [attributes])
+            _add_missing_columns(table, [change.attributes])
             columns = _attribute_columns(table.schema)
-            table.update(where=where, values=dict.fromkeys(columns) | _column_values(attributes))
+            table.update(where=where, values=dict.fromkeys(columns) | _column_values(change.attributes))
 
     def drop(self, store_id: str) -> None:
         with self._lock:
@@ -134,6 +137,12 @@ class IndexWriter:
             if self._open(store_id) is not None:
                 raise
 
+    def version(self, store_id: str) -> int | None:
+        """How many commits the store has had; None if it has no table."""
+        table = self._open(store_id)
+        return None if table is None else int(table.version)
+
+    # LanceDB's tables are not typed here.
     def _open(self, store_id: str) -> Any | None:
         try:
             table = self._database.open_table(_checked(store_id))
@@ -167,8 +176,11 @@ class IndexReader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._database: Any = None
-        # LanceDB has no type for an open table that a reader would learn from.
         self._tables: OrderedDict[str, Any] = OrderedDict()
+
+    async def ready(self) -> None:
+        """Returns if the folder can be read; raises otherwise."""
+        await (await self._connect()).list_tables(limit=1)
 
     async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
         """At most `max_results` passages, best first; () if the store has none.
@@ -192,12 +204,9 @@ class IndexReader:
         if store_id in self._tables:
             self._tables.move_to_end(store_id)
             return self._tables[store_id]
-        if self._database is None:
-            self._database = await lancedb.connect_async(
-                self._folder, read_consistency_interval=timedelta(0), session=_session()
-            )
+        database = await self._connect()
         try:
-            table = await self._database.open_table(_checked(store_id))
+            table = await database.open_table(_checked(store_id))
         except ValueError as error:
             if "was not found" in str(error):
                 return None
@@ -206,6 +215,14 @@ class IndexReader:
         if len(self._tables) > _MAX_OPEN_TABLES:
             self._tables.popitem(last=False)
         return table
+
+    # LanceDB's connections and tables are not typed here.
+    async def _connect(self) -> Any:
+        if self._database is None:
+            self._database = await lancedb.connect_async(
+                self._folder, read_consistency_interval=timedelta(0), session=_session()
+            )
+        return self._database
 
 
 # --- searching ----------------------------------------------------------------------------------

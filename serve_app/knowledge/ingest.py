@@ -1,0 +1,306 @@
+"""The ingestion of files: `Ingestor.run_once()` is one round, and its lines are the steps.
+
+A file in a store is its own job: a row of `vector_store_files`, claimed under a fence and held by a lease. A killed
+indexer's files are taken over when their lease has run out, and what it had written of them is removed first.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from sqlalchemy import ColumnElement, Connection, RowMapping, select, update
+
+from serve_app.config import IngestionConfig
+from serve_app.errors import InternalError, InvalidRequest, RayconteurError, UnsupportedFile
+from serve_app.knowledge.encode import TextEncoder
+from serve_app.knowledge.index import FilePassages, IndexWriter
+from serve_app.knowledge.parse import extract_text
+from serve_app.knowledge.split import Piece, passage_size, split
+from serve_app.storage.database import Database
+from serve_app.storage.schema import files, vector_store_files, vector_stores
+from serve_app.types import AttributeChange, AttributeValue, FloatMatrix, Json
+
+logger = logging.getLogger(__name__)
+
+_MAX_BATCH_FILES = 64
+_MAX_BATCH_BYTES = 4 * 2**20
+"""Of uploaded files: small ones fill the encoder's batches together, and a large one is a round of its own."""
+
+ErrorCode = Literal["server_error", "unsupported_file", "invalid_file"]
+
+
+class Files(Protocol):
+    def path(self, file_id: str) -> Path: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A file claimed for ingestion into a store."""
+
+    store_id: str
+    file_id: str
+    filename: str
+    media_type: str
+    attributes: dict[str, AttributeValue]
+    chunking_strategy: Json
+    encoder: str
+    fence: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    job: _Job
+    pieces: list[Piece]
+
+
+class Ingestor:
+    """Works through the files that the database says are to be ingested. For one thread."""
+
+    def __init__(
+        self, database: Database, file_store: Files, encoder: TextEncoder, index: IndexWriter, config: IngestionConfig
+    ) -> None:
+        self._database = database
+        self._files = file_store
+        self._encoder = encoder
+        self._index = index
+        self._config = config
+
+    def run_once(self) -> int:
+        """Ingest some of the files that wait, and return how many were taken on: 0 if none waits.
+
+        A file that cannot be used is marked failed, with a reason, and stops no other. Raises what the database, the
+        encoder or LanceDB raise: the files then stay claimed until their lease ends, and are tried again.
+        """
+        jobs = self._claim()
+        if not jobs:
+            return 0
+        started = time.monotonic()
+        with self._held(jobs):
+            parts = [part for job in jobs if (part := self._split(job)) is not None]
+            vectors = self._encode(parts)
+            for store_id, rows in _by_store(parts, vectors):
+                self._commit(store_id, rows)
+        logger.info(
+            "ingested %d of %d files, %d passages, in %.1f s",
+            len(parts),
+            len(jobs),
+            sum(len(part.pieces) for part in parts),
+            time.monotonic() - started,
+        )
+        return len(jobs)
+
+    # The steps
+
+    def _claim(self) -> list[_Job]:
+        """Take the oldest files that nobody holds, as many as make a batch."""
+        now = time.time()
+        with self._database.write() as connection:
+            rows = connection.execute(_waiting(now)).mappings().all()
+            return [self._take(connection, row, now) for row in _batch(rows)]
+
+    def _take(self, connection: Connection, row: RowMapping, now: float) -> _Job:
+        job = _Job(
+            store_id=row["store_id"],
+            file_id=row["file_id"],
+            filename=row["filename"],
+            media_type=row["media_type"],
+            attributes=row["attributes"],
+            chunking_strategy=row["chunking_strategy"],
+            encoder=row["encoder"],
+            fence=row["fence"] + 1,
+            attempts=row["attempts"] + 1,
+        )
+        connection.execute(
+            update(vector_store_files)
+            .where(_is_file(job))
+            .values(fence=job.fence, attempts=job.attempts, lease_until=now + self._config.lease_s)
+        )
+        return job
+
+    def _split(self, job: _Job) -> _Split | None:
+        """The passages of a file; None, and the file failed, if it cannot be used."""
+        try:
+            pieces = self._read(job)
+        except UnsupportedFile as error:
+            self._fail(job, "unsupported_file", error.message)
+        except InvalidRequest as error:
+            self._fail(job, "invalid_file", error.message)
+        except InternalError as error:
+            self._fail(job, "server_error", error.message)
+        else:
+            return _Split(job, pieces)
+        return None
+
+    def _read(self, job: _Job) -> list[Piece]:
+        if job.attempts > self._config.max_attempts:
+            raise InternalError(f"The ingestion of the file was cut off {self._config.max_attempts} times")
+        if job.encoder != self._encoder.model_id:
+            raise InternalError(f"The vector store was made by the encoder {job.encoder!r}, which is not loaded now")
+        try:
+            text = extract_text(self._files.path(job.file_id), job.media_type, self._config.max_file_characters)
+        except FileNotFoundError:
+            raise InternalError("The content of the file is gone: upload it again") from None
+        size = passage_size(job.chunking_strategy, self._encoder.max_tokens)
+        return split(text, self._encoder.tokenizer, size.max_tokens, size.overlap_tokens)
+
+    def _encode(self, parts: Sequence[_Split]) -> list[FloatMatrix]:
+        """One matrix per part; all are encoded together, so that the encoder's batches are full."""
+        vectors = self._encoder.encode([piece.text for part in parts for piece in part.pieces])
+        ends = np.cumsum([len(part.pieces) for part in parts])
+        return np.split(vectors, ends[:-1]) if parts else []
+
+    def _commit(self, store_id: str, rows: Sequence[tuple[_Job, FilePassages]]) -> None:
+        """One commit of the index, then one of the database. Who has lost its claim meanwhile takes its rows back."""
+        for job, _ in rows:
+            if job.fence > 1:
+                self._index.remove_file(store_id, job.file_id, before_fence=job.fence)
+        held = self._still_held([job for job, _ in rows])
+        self._index.add(store_id, [passages for job, passages in rows if job in held])
+        attributes = self._complete([(job, passages) for job, passages in rows if job in held])
+        for job in held:
+            if job.file_id not in attributes:
+                self._take_back(job)
+            elif attributes[job.file_id] != job.attributes:
+                # They were changed after the claim, when there were no rows yet that could have been changed.
+                self._index.update_attributes(AttributeChange(store_id, job.file_id, attributes[job.file_id]))
+        self._index.maintain(store_id)
+
+    def _complete(self, rows: Sequence[tuple[_Job, FilePassages]]) -> dict[str, dict[str, AttributeValue]]:
+        """Mark the files completed that are still ours. Returns their attributes as they are now, by file id."""
+        attributes: dict[str, dict[str, AttributeValue]] = {}
+        with self._database.write() as connection:
+            for job, passages in rows:
+                completed = connection.execute(
+                    update(vector_store_files)
+                    .where(_is_held(job))
+                    .values(
+                        status="completed",
+                        usage_bytes=_usage_bytes(passages),
+                        passages=len(passages.pieces),
+                        lease_until=0.0,
+                        error_code=None,
+                        error_message=None,
+                    )
+                )
+                if completed.rowcount:
+                    query = select(vector_store_files.c.attributes).where(_is_file(job))
+                    attributes[job.file_id] = connection.execute(query).scalar_one()
+        return attributes
+
+    def _take_back(self, job: _Job) -> None:
+        logger.info("file %s of store %s was cancelled, removed or taken over", job.file_id, job.store_id)
+        with self._database.read() as connection:
+            query = select(vector_stores.c.id).where(vector_stores.c.id == job.store_id)
+            store_exists = connection.execute(query).first() is not None
+        if store_exists:
+            self._index.remove_file(job.store_id, job.file_id, fence=job.fence)
+        else:
+            self._index.drop(job.store_id)
+
+    def _fail(self, job: _Job, code: ErrorCode, message: str) -> None:
+        logger.info("file %s of store %s failed: %s", job.file_id, job.store_id, code)
+        if job.fence > 1:
+            self._index.remove_file(job.store_id, job.file_id, before_fence=job.fence)
+        with self._database.write() as connection:
+            connection.execute(
+                update(vector_store_files)
+                .where(_is_held(job))
+                .values(status="failed", error_code=code, error_message=message, lease_until=0.0)
+            )
+
+    # The lease
+
+    @contextmanager
+    def _held(self, jobs: Sequence[_Job]) -> Iterator[None]:
+        """Renew the leases in the background: one file may take longer than a lease, in parsers we cannot pause."""
+        is_done = Event()
+
+        def renew() -> None:
+            while not is_done.wait(self._config.lease_s / 3):
+                try:
+                    self._still_held(jobs)
+                except RayconteurError as error:
+                    # The next beat may succeed; if the lease is lost before, the fence keeps the result out.
+                    logger.warning("leases were not renewed: %s", error.message)
+
+        thread = Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_done.set()
+            thread.join()
+
+    def _still_held(self, jobs: Sequence[_Job]) -> list[_Job]:
+        """Renew the leases of those that are still ours, and return them."""
+        until = time.time() + self._config.lease_s
+        with self._database.write() as connection:
+            return [
+                job
+                for job in jobs
+                if connection.execute(
+                    update(vector_store_files).where(_is_held(job)).values(lease_until=until)
+                ).rowcount
+            ]
+
+
+# The row's columns are of several types.
+def _waiting(now: float) -> Any:
+    """In progress and held by nobody, oldest first. Rows that another indexer is just claiming are skipped."""
+    return (
+        select(vector_store_files, files.c.filename, files.c.media_type, files.c.size_bytes, vector_stores.c.encoder)
+        .join(files, files.c.id == vector_store_files.c.file_id)
+        .join(vector_stores, vector_stores.c.id == vector_store_files.c.store_id)
+        .where(vector_store_files.c.status == "in_progress", vector_store_files.c.lease_until < now)
+        .order_by(vector_store_files.c.created_at, vector_store_files.c.file_id)
+        .limit(_MAX_BATCH_FILES)
+        .with_for_update(of=vector_store_files, skip_locked=True)
+    )
+
+
+def _batch(rows: Sequence[RowMapping]) -> list[RowMapping]:
+    """The first rows that fit together. A file whose indexer died goes alone: it may be the reason."""
+    if rows and rows[0]["attempts"] > 0:
+        return [rows[0]]
+    batch: list[RowMapping] = []
+    size_bytes = 0
+    for row in rows:
+        size_bytes += row["size_bytes"]
+        if row["attempts"] > 0 or (batch and size_bytes > _MAX_BATCH_BYTES):
+            break
+        batch.append(row)
+    return batch
+
+
+def _by_store(
+    parts: Sequence[_Split], vectors: Sequence[FloatMatrix]
+) -> Iterator[tuple[str, list[tuple[_Job, FilePassages]]]]:
+    rows = [(part.job, _passages(part, matrix)) for part, matrix in zip(parts, vectors, strict=True)]
+    rows.sort(key=lambda row: row[0].store_id)
+    for store_id, group in groupby(rows, key=lambda row: row[0].store_id):
+        yield store_id, list(group)
+
+
+def _passages(part: _Split, vectors: FloatMatrix) -> FilePassages:
+    job = part.job
+    return FilePassages(job.file_id, job.filename, job.attributes, part.pieces, vectors, job.fence)
+
+
+def _usage_bytes(passages: FilePassages) -> int:
+    return sum(len(piece.text.encode()) for piece in passages.pieces) + passages.vectors.nbytes
+
+
+def _is_file(job: _Job) -> ColumnElement[bool]:
+    return (vector_store_files.c.store_id == job.store_id) & (vector_store_files.c.file_id == job.file_id)
+
+
+def _is_held(job: _Job) -> ColumnElement[bool]:
+    return _is_file(job) & (vector_store_files.c.fence == job.fence) & (vector_store_files.c.status == "in_progress")

@@ -1,0 +1,20 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.config import EncoderConfig
+from serve_app.knowledge.encode import TextEncoder, load_encoder
+from serve_app.storage.database import Database, open_database
+
+
+@pytest.fixture(scope="session")
+def encoder() -> TextEncoder:
+    return load_encoder(EncoderConfig(backend="openvino"))
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = open_database(f"sqlite:///{tmp_path / 'rayconteur.db'}")
+    yield database
+    database.close()

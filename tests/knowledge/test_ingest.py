@@ -1,0 +1,412 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import delete, insert, select, update
+
+from serve_app.config import IngestionConfig
+from serve_app.errors import Unavailable
+from serve_app.knowledge.encode import TextEncoder
+from serve_app.knowledge.index import IndexReader, IndexWriter
+from serve_app.knowledge.ingest import Ingestor
+from serve_app.storage.database import Database
+from serve_app.storage.schema import files, vector_store_files, vector_stores
+from serve_app.types import FloatMatrix, Json, Passage, Ranking, SearchQuery
+
+STORE = "vs_0a"
+ENCODER = "all-minilm-l6-v2"
+
+
+class Folder:
+    """The bytes of uploaded files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def path(self, file_id: str) -> Path:
+        return self.folder / file_id
+
+
+class Interrupted:
+    """An encoder that does something else first, as a client might in the middle of an ingestion."""
+
+    def __init__(self, encoder: TextEncoder, interruption: Callable[[], None]) -> None:
+        self.model_id = encoder.model_id
+        self.dimensions = encoder.dimensions
+        self.max_tokens = encoder.max_tokens
+        self.tokenizer = encoder.tokenizer
+        self._encoder = encoder
+        self._interruption = interruption
+        self.calls: list[int] = []
+
+    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+        self.calls.append(len(texts))
+        self._interruption()
+        return self._encoder.encode(texts)
+
+
+class Library:
+    """A database, a folder of files and an index, with what a test does to them."""
+
+    def __init__(self, root: Path, database: Database, encoder: TextEncoder) -> None:
+        self.database = database
+        self.encoder = encoder
+        self.folder = Folder(root / "files")
+        self.index = IndexWriter(root / "vectors", encoder.dimensions)
+        self.reader = IndexReader(root / "vectors")
+
+    def ingestor(self, *, encoder: TextEncoder | None = None, lease_s: float = 60, max_attempts: int = 3) -> Ingestor:
+        config = IngestionConfig(
+            lease_s=lease_s, max_attempts=max_attempts, poll_interval_s=1, max_file_characters=10**6
+        )
+        return Ingestor(self.database, self.folder, encoder or self.encoder, self.index, config)
+
+    def add_store(self, store_id: str = STORE, encoder: str = ENCODER) -> None:
+        row = {
+            "id": store_id,
+            "metadata": {},
+            "encoder": encoder,
+            "chunking_strategy": {"type": "auto"},
+            "created_at": 1,
+            "last_active_at": 1,
+        }
+        with self.database.write() as connection:
+            connection.execute(insert(vector_stores).values(row))
+
+    def add_file(
+        self,
+        file_id: str,
+        content: str | bytes,
+        *,
+        store_id: str = STORE,
+        media_type: str = "text/plain",
+        attributes: Json | None = None,
+        **job: Any,
+    ) -> None:
+        data = content.encode() if isinstance(content, str) else content
+        self.folder.path(file_id).write_bytes(data)
+        file = {
+            "id": file_id,
+            "filename": f"{file_id}.txt",
+            "media_type": media_type,
+            "purpose": "assistants",
+            "size_bytes": len(data),
+            "sha256": "",
+            "created_at": 1,
+        }
+        row = {
+            "store_id": store_id,
+            "file_id": file_id,
+            "status": "in_progress",
+            "attributes": attributes or {},
+            "chunking_strategy": {"type": "auto"},
+            "usage_bytes": 0,
+            "passages": 0,
+            "created_at": 1,
+            "fence": 0,
+            "lease_until": 0.0,
+            "attempts": 0,
+        } | job
+        with self.database.write() as connection:
+            connection.execute(insert(files).values(file))
+            connection.execute(insert(vector_store_files).values(row))
+
+    def change(self, file_id: str, **values: Any) -> None:
+        with self.database.write() as connection:
+            connection.execute(update(vector_store_files).where(vector_store_files.c.file_id == file_id).values(values))
+
+    def job(self, file_id: str) -> Json:
+        with self.database.read() as connection:
+            query = select(vector_store_files).where(vector_store_files.c.file_id == file_id)
+            return dict(connection.execute(query).mappings().one())
+
+    async def passages(self, store_id: str = STORE) -> tuple[Passage, ...]:
+        """All of the store's, in the order of their files."""
+        vector = np.zeros(self.encoder.dimensions, dtype=np.float32)
+        vector[0] = 1
+        query = SearchQuery(store_id, "", vector, 10_000, ranking=Ranking(text_weight=0))
+        found = await self.reader.search(query)
+        return tuple(sorted(found, key=lambda passage: (passage.file_id, passage.start)))
+
+
+@pytest.fixture
+def library(tmp_path: Path, database: Database, encoder: TextEncoder) -> Library:
+    library = Library(tmp_path, database, encoder)
+    library.add_store()
+    return library
+
+
+async def test_waiting_file_becomes_searchable_and_completed(library: Library) -> None:
+    library.add_file("file-1", "Ferrets sleep up to eighteen hours a day.", attributes={"animal": "ferret"})
+
+    assert library.ingestor().run_once() == 1
+
+    (passage,) = await library.passages()
+    assert passage.passage_id == "file-1-0"
+    assert passage.filename == "file-1.txt"
+    assert passage.text == "Ferrets sleep up to eighteen hours a day."
+    assert passage.attributes == {"animal": "ferret"}
+    job = library.job("file-1")
+    assert (job["status"], job["passages"], job["error_code"], job["attempts"]) == ("completed", 1, None, 1)
+    assert job["usage_bytes"] == len(passage.text) + 4 * library.encoder.dimensions
+
+
+def test_nothing_to_do_is_no_work(library: Library) -> None:
+    assert library.ingestor().run_once() == 0
+
+
+def test_small_files_are_encoded_together_and_committed_once_per_store(library: Library) -> None:
+    library.add_store("vs_0b")
+    for number in range(6):
+        library.add_file(f"file-{number}", f"Note {number}.", store_id="vs_0a" if number % 2 else "vs_0b")
+    encoder = Interrupted(library.encoder, lambda: None)
+
+    assert library.ingestor(encoder=encoder).run_once() == 6
+
+    assert encoder.calls == [6]
+    for store_id in ("vs_0a", "vs_0b"):
+        assert library.index.version(store_id) == 3  # made, indexed, and one commit
+    assert {library.job(f"file-{number}")["status"] for number in range(6)} == {"completed"}
+
+
+async def test_bad_files_fail_alone_and_say_why(library: Library) -> None:
+    library.add_file("file-blank", " \n\t ")
+    library.add_file("file-good", "A good one.")
+    library.add_file("file-pdf", b"%PDF-1.7\nnothing that follows", media_type="application/pdf")
+    library.add_file("file-what", b"?", media_type="image/png")
+    library.add_file("file-gone", "gone")
+    library.folder.path("file-gone").unlink()
+
+    assert library.ingestor().run_once() == 5
+
+    outcome = {name: library.job(f"file-{name}") for name in ("blank", "good", "pdf", "what", "gone")}
+    assert {name: (job["status"], job["error_code"]) for name, job in outcome.items()} == {
+        "blank": ("failed", "invalid_file"),
+        "good": ("completed", None),
+        "pdf": ("failed", "invalid_file"),
+        "what": ("failed", "unsupported_file"),
+        "gone": ("failed", "server_error"),
+    }
+    assert "no text" in outcome["blank"]["error_message"]
+    assert "upload it again" in outcome["gone"]["error_message"]
+    assert [passage.file_id for passage in await library.passages()] == ["file-good"]
+
+
+def test_file_tried_too_often_fails(library: Library) -> None:
+    library.add_file("file-1", "It kills whoever reads it.", attempts=3)
+
+    assert library.ingestor(max_attempts=3).run_once() == 1
+
+    job = library.job("file-1")
+    assert (job["status"], job["error_code"]) == ("failed", "server_error")
+    assert "3 times" in job["error_message"]
+
+
+def test_file_whose_indexer_died_is_taken_on_alone(library: Library) -> None:
+    library.add_file("file-1", "It may be the reason.", attempts=1)
+    library.add_file("file-2", "It is not.")
+
+    assert library.ingestor().run_once() == 1
+    assert (library.job("file-1")["status"], library.job("file-2")["status"]) == ("completed", "in_progress")
+
+
+def test_file_under_a_live_lease_is_left_alone(library: Library) -> None:
+    library.add_file("file-1", "Somebody else's.", lease_until=4_000_000_000.0)
+
+    assert library.ingestor().run_once() == 0
+
+
+def test_store_of_another_encoder_is_refused(library: Library) -> None:
+    library.add_store("vs_0b", encoder="some-other")
+    library.add_file("file-1", "Vectors that cannot be compared.", store_id="vs_0b")
+
+    library.ingestor().run_once()
+
+    assert library.job("file-1")["error_code"] == "server_error"
+    assert "some-other" in library.job("file-1")["error_message"]
+
+
+async def test_file_cancelled_meanwhile_leaves_no_passages(library: Library) -> None:
+    library.add_file("file-1", "Not wanted any more.")
+    library.add_file("file-2", "Still wanted.")
+    cancel = Interrupted(library.encoder, lambda: library.change("file-1", status="cancelled"))
+
+    library.ingestor(encoder=cancel).run_once()
+
+    assert [passage.file_id for passage in await library.passages()] == ["file-2"]
+    assert library.job("file-1")["status"] == "cancelled"
+
+
+async def test_claim_lost_between_the_two_commits_takes_back_only_its_own_rows(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.add_file("file-1", "The same file, ingested twice.")
+    first = library.ingestor()
+    add = library.index.add
+
+    def overtaken(store_id: str, rows: Any) -> None:
+        # Another indexer takes the file over, and finishes it, after this one's last look at the database.
+        monkeypatch.undo()
+        library.change("file-1", lease_until=0.0)
+        library.ingestor().run_once()
+        add(store_id, rows)
+
+    monkeypatch.setattr(library.index, "add", overtaken)
+    first.run_once()
+
+    assert library.job("file-1")["status"] == "completed"
+    assert library.job("file-1")["fence"] == 2
+    assert [passage.passage_id for passage in await library.passages()] == ["file-1-0"]
+
+
+async def test_store_deleted_meanwhile_leaves_no_table(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    library.add_file("file-1", "In a store that is deleted.")
+
+    add = library.index.add
+
+    def deleted(store_id: str, rows: Any) -> None:
+        with library.database.write() as connection:
+            connection.execute(delete(vector_stores).where(vector_stores.c.id == store_id))
+        add(store_id, rows)
+
+    monkeypatch.setattr(library.index, "add", deleted)
+    library.ingestor().run_once()
+
+    assert library.index.version(STORE) is None
+    assert await library.passages() == ()
+
+
+async def test_attributes_changed_meanwhile_are_those_that_count(library: Library) -> None:
+    library.add_file("file-1", "A report.", attributes={"year": 2020.0})
+    change = Interrupted(library.encoder, lambda: library.change("file-1", attributes={"year": 2021.0}))
+
+    library.ingestor(encoder=change).run_once()
+
+    (passage,) = await library.passages()
+    assert passage.attributes == {"year": 2021.0}
+
+
+async def test_rows_of_a_killed_attempt_are_replaced(library: Library) -> None:
+    library.add_file("file-1", "Written once, killed, written again.")
+    library.ingestor().run_once()
+    library.change("file-1", status="in_progress", lease_until=0.0)
+
+    library.ingestor().run_once()
+
+    assert [passage.passage_id for passage in await library.passages()] == ["file-1-0"]
+
+
+def test_lease_is_renewed_while_a_file_is_at_work(library: Library) -> None:
+    library.add_file("file-1", "A very long one.")
+    leases: list[float] = []
+
+    def until_renewed() -> None:
+        leases.append(library.job("file-1")["lease_until"])
+        while library.job("file-1")["lease_until"] == leases[0]:
+            pass
+        leases.append(library.job("file-1")["lease_until"])
+
+    library.ingestor(encoder=Interrupted(library.encoder, until_renewed), lease_s=0.3).run_once()
+
+    assert leases[1] > leases[0]
+    assert library.job("file-1")["status"] == "completed"
+
+
+def test_dying_encoder_raises_and_the_file_waits(library: Library) -> None:
+    library.add_file("file-1", "A good one.")
+
+    def die() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        library.ingestor(encoder=Interrupted(library.encoder, die)).run_once()
+
+    assert library.job("file-1")["status"] == "in_progress"
+    assert library.ingestor().run_once() == 0  # the lease has still to end
+    library.change("file-1", lease_until=0.0)
+    assert library.ingestor().run_once() == 1
+    assert library.job("file-1")["status"] == "completed"
+
+
+def test_dying_database_raises(library: Library) -> None:
+    library.add_file("file-1", "A good one.")
+
+    class Gone:
+        def write(self) -> Any:
+            raise Unavailable("gone")
+
+        read = write
+
+    ingestor = library.ingestor()
+    ingestor._database = Gone()  # type: ignore[assignment]
+    with pytest.raises(Unavailable):
+        ingestor.run_once()
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from serve_app.config import EncoderConfig, IngestionConfig
+from serve_app.knowledge.encode import load_encoder
+from serve_app.knowledge.index import IndexWriter
+from serve_app.knowledge.ingest import Ingestor
+from serve_app.storage.database import open_database
+from tests.knowledge.test_ingest import Folder
+
+root = Path(sys.argv[1])
+encoder = load_encoder(EncoderConfig(backend="openvino", batch_size=8))
+index = IndexWriter(root / "vectors", encoder.dimensions)
+config = IngestionConfig(lease_s=1000, poll_interval_s=1, max_attempts=9, max_file_characters=10**6)
+database = open_database(f"sqlite:///{root / 'rayconteur.db'}")
+ingestor = Ingestor(database, Folder(root / "files"), encoder, index, config)
+
+def halt(*_):
+    print("here", flush=True)
+    sys.stdin.read()
+
+ingestor._complete = halt  # the index is written, the database is not
+ingestor.run_once()
+"""
+
+
+async def test_kill_between_the_two_commits_doubles_and_loses_nothing(library: Library, tmp_path: Path) -> None:
+    texts = {f"file-{number}": f"Paragraph of file {number}.\n\n" * 60 for number in range(4)}
+    for file_id, text in texts.items():
+        library.add_file(file_id, text)
+    _ingest_until_killed(tmp_path)
+    assert {library.job(file_id)["status"] for file_id in texts} == {"in_progress"}
+    for file_id in texts:
+        library.change(file_id, lease_until=0.0)
+
+    ingestor = library.ingestor()
+    while ingestor.run_once():
+        pass
+
+    passages = await library.passages()
+    assert len({passage.passage_id for passage in passages}) == len(passages)
+    for file_id, text in texts.items():
+        assert library.job(file_id)["status"] == "completed"
+        mine = [passage for passage in passages if passage.file_id == file_id]
+        assert len(mine) == library.job(file_id)["passages"] > 1
+        assert mine[0].start == 0
+        assert mine[-1].start + len(mine[-1].text) == len(text.rstrip())
+
+
+def _ingest_until_killed(root: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(signal.SIGKILL)
