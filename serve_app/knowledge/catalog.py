@@ -19,7 +19,6 @@ from serve_app.types import AttributeValue, Json, Page, PageQuery, new_id, now_s
 FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 
 AUTO_CHUNKING: Json = {"type": "auto"}
-_AUTO_SIZES: Json = {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}
 _DAY_S = 86_400
 _TOUCH_EVERY_S = 60
 
@@ -385,8 +384,8 @@ def _file_to_json(row: RowMapping) -> Json:
         "last_error": error,
         "usage_bytes": row["usage_bytes"],
         "attributes": row["attributes"],
-        # OpenAI answers with what `auto` stands for, and its type knows nothing else.
-        "chunking_strategy": {"type": "static", "static": _AUTO_SIZES} if strategy["type"] == "auto" else strategy,
+        # OpenAI's type has no `auto` in an answer. What it stands for here depends on the encoder.
+        "chunking_strategy": {"type": "other"} if strategy["type"] == "auto" else strategy,
     }
 
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from openai import OpenAI
 
 from serve_app.api.app import create_app
 from serve_app.config import ApiConfig, AppConfig, StorageConfig
+from serve_app.parts import Parts
 from serve_app.storage.database import Database, open_database
 from tests.api.parts import HashEmbedder, RecordingIndexer, ScriptedRetriever, knowledge_parts
 from tests.server import serve
@@ -26,7 +28,7 @@ class Api:
     embedder: HashEmbedder
     retriever: ScriptedRetriever
     indexer: RecordingIndexer
-    part_states: dict[str, str] = field(default_factory=lambda: {"generator": "ok", "indexer": "ok"})
+    part_states: dict[str, str]
 
     def __post_init__(self) -> None:
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
@@ -63,15 +65,24 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 @contextmanager
 def running_api(folder: Path) -> Iterator[Api]:
-    config = AppConfig(storage=StorageConfig(folder=folder), api=ApiConfig(max_upload_bytes=MAX_UPLOAD_BYTES))
     embedder, retriever, indexer = HashEmbedder(), ScriptedRetriever(), RecordingIndexer()
+    part_states = {"generator": "ok", "indexer": "ok"}
+    with (
+        open_test_database(folder) as database,
+        serve(build_app(folder, database, knowledge_parts(embedder, retriever, indexer), part_states)) as url,
+    ):
+        api = Api(url, folder, database, embedder, retriever, indexer, part_states)
+        with api.openai, api.http:
+            yield api
 
+
+def open_test_database(folder: Path) -> closing[Database]:
+    return closing(open_database(StorageConfig(folder=folder).resolved_database_url))
+
+
+def build_app(folder: Path, database: Database, parts: Parts, part_states: dict[str, str]) -> FastAPI:
     async def check_parts() -> dict[str, str]:
-        return api.part_states
+        return part_states
 
-    with closing(open_database(config.storage.resolved_database_url)) as database:
-        app = create_app(config, knowledge_parts(embedder, retriever, indexer), database, check_parts)
-        with serve(app) as url:
-            api = Api(url, folder, database, embedder, retriever, indexer)
-            with api.openai, api.http:
-                yield api
+    config = AppConfig(storage=StorageConfig(folder=folder), api=ApiConfig(max_upload_bytes=MAX_UPLOAD_BYTES))
+    return create_app(config, parts, database, check_parts)

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 
 from serve_app.errors import RayconteurError
-from serve_app.parts import Generator, Parts, Sessions
+from serve_app.parts import Embedder, Generator, Indexer, Parts, Retriever, Sessions
 from serve_app.types import AttributeChange, FloatMatrix, Passage, SearchQuery, StoreFileRef
 
 DIMENSIONS = 8
@@ -67,7 +67,7 @@ class RecordingIndexer:
         self.told.append(message)
 
 
-def knowledge_parts(embedder: HashEmbedder, retriever: ScriptedRetriever, indexer: RecordingIndexer) -> Parts:
+def knowledge_parts(embedder: Embedder, retriever: Retriever, indexer: Indexer) -> Parts:
     """For tests of routes that neither generate nor remember."""
     missing = object()
     return Parts(

@@ -76,8 +76,7 @@ def test_lists_page_in_both_directions_and_by_purpose(api: Api) -> None:
     page = api.http.get("/v1/files", params={"limit": 2, "order": "asc", "purpose": "assistants"}).json()
     assert page["object"] == "list"
     assert (page["first_id"], page["last_id"], page["has_more"]) == (listed[0], listed[1], True)
-    query = {"limit": 2, "order": "asc", "before": listed[4], "purpose": "assistants"}
-    before = api.http.get("/v1/files", params=query).json()
+    before = api.http.get(f"/v1/files?limit=2&order=asc&before={listed[4]}&purpose=assistants").json()
     assert [file["id"] for file in before["data"]] == listed[2:4]
     assert before["has_more"] is True
     down = api.http.get("/v1/files", params={"limit": 10, "after": listed[2], "purpose": "assistants"}).json()

@@ -1,0 +1,156 @@
+"""From an upload to a search, with LanceDB, the ingestion and the database as they are; only the encoder is a toy."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from starlette.concurrency import run_in_threadpool
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from serve_app.config import IngestionConfig
+from serve_app.knowledge.index import IndexReader, IndexWriter
+from serve_app.knowledge.ingest import Ingestor
+from serve_app.storage.database import Database
+from serve_app.storage.files import FileStore
+from serve_app.types import AttributeChange, FloatMatrix, Passage, SearchQuery, StoreFileRef
+from tests.api.conftest import build_app, open_test_database
+from tests.api.parts import knowledge_parts
+from tests.server import serve
+
+WORDS = ["paris", "france", "tokyo", "japan", "capital", "river", "seine", "mountain"]
+PARIS = b"Paris is the capital of France. The river Seine flows through it."
+TOKYO = b"Tokyo is the capital of Japan. The mountain is called Fuji."
+
+
+class WordEncoder:
+    """Each of a few words is a dimension; one more is for all others."""
+
+    model_id = "all-minilm-l6-v2"
+    dimensions = len(WORDS) + 1
+    max_tokens = 256
+
+    def __init__(self) -> None:
+        self.tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        self.tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+
+    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+        rows = np.array([[text.lower().count(word) for word in WORDS] + [0.1] for text in texts], dtype=np.float32)
+        rows = rows.reshape(len(texts), self.dimensions)
+        unit: FloatMatrix = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        return self.encode(texts)
+
+
+class LocalIndex:
+    """The indexer and the retriever, in this process. Waking it ingests what waits."""
+
+    def __init__(self, database: Database, folder: Path, encoder: WordEncoder) -> None:
+        self._writer = IndexWriter(folder / "vectors", encoder.dimensions)
+        self._reader = IndexReader(folder / "vectors")
+        config = IngestionConfig(max_file_characters=100_000)
+        files = FileStore(database, folder / "files")
+        self._ingestor = Ingestor(database, files, encoder, self._writer, config)
+
+    async def wake(self) -> None:
+        while await run_in_threadpool(self._ingestor.run_once):
+            pass
+
+    async def update_attributes(self, change: AttributeChange) -> None:
+        await run_in_threadpool(self._writer.update_attributes, change)
+
+    async def remove_file(self, ref: StoreFileRef) -> None:
+        await run_in_threadpool(self._writer.remove_file, ref.store_id, ref.file_id)
+
+    async def drop_store(self, store_id: str) -> None:
+        await run_in_threadpool(self._writer.drop, store_id)
+
+    async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
+        return await self._reader.search(query)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[openai.OpenAI]:
+    encoder = WordEncoder()
+    with open_test_database(tmp_path) as database:
+        index = LocalIndex(database, tmp_path, encoder)
+        parts = knowledge_parts(encoder, index, index)
+        with (
+            serve(build_app(tmp_path, database, parts, {})) as url,
+            openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+        ):
+            yield client
+
+
+def upload(client: openai.OpenAI, name: str, content: bytes) -> str:
+    return client.files.create(file=(name, content), purpose="assistants").id
+
+
+def found(client: openai.OpenAI, store_id: str, query: str, **options: Any) -> list[str]:
+    return [result.filename for result in client.vector_stores.search(store_id, query=query, **options)]
+
+
+def test_a_document_is_found_until_it_is_removed(client: openai.OpenAI) -> None:
+    paris, tokyo = upload(client, "paris.txt", PARIS), upload(client, "tokyo.md", TOKYO)
+    store = client.vector_stores.create(file_ids=[paris, tokyo])
+    assert client.vector_stores.retrieve(store.id).file_counts.completed == 2
+    assert client.vector_stores.retrieve(store.id).usage_bytes > 0
+
+    assert found(client, store.id, "the river Seine") == ["paris.txt", "tokyo.md"]
+    assert found(client, store.id, "mountain in Japan")[0] == "tokyo.md"
+    best = client.vector_stores.search(store.id, query="the river Seine").data[0]
+    assert (best.file_id, best.content[0].text) == (paris, PARIS.decode())
+    assert 0 < best.score <= 1
+
+    client.files.delete(paris)
+    assert found(client, store.id, "the river Seine") == ["tokyo.md"]
+    client.vector_stores.files.delete(tokyo, vector_store_id=store.id)
+    assert found(client, store.id, "the river Seine") == []
+    client.vector_stores.delete(store.id)
+
+
+def test_filters_follow_the_attributes_as_they_are_now(client: openai.OpenAI) -> None:
+    paris, tokyo = upload(client, "paris.txt", PARIS), upload(client, "tokyo.txt", TOKYO)
+    store = client.vector_stores.create()
+    client.vector_stores.file_batches.create(
+        store.id,
+        files=[
+            {"file_id": paris, "attributes": {"year": 2023, "place": "Europe"}},
+            {"file_id": tokyo, "attributes": {"year": 2025, "draft": True}},
+        ],
+    )
+
+    assert found(client, store.id, "capital", filters={"type": "gt", "key": "year", "value": 2024}) == ["tokyo.txt"]
+    assert found(client, store.id, "capital", filters={"type": "eq", "key": "draft", "value": True}) == ["tokyo.txt"]
+    client.vector_stores.files.update(paris, vector_store_id=store.id, attributes={"year": 2026})
+    assert found(client, store.id, "capital", filters={"type": "gte", "key": "year", "value": 2026}) == ["paris.txt"]
+    with pytest.raises(openai.BadRequestError, match="yaer") as refused:
+        found(client, store.id, "capital", filters={"type": "eq", "key": "yaer", "value": 1})
+    assert refused.value.param == "filters"
+
+
+def test_a_file_that_cannot_be_used_fails_with_a_reason(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create(file_ids=[upload(client, "blank.txt", b"  \n  \n")])
+
+    (file,) = client.vector_stores.files.list(store.id)
+
+    assert file.status == "failed"
+    assert file.last_error is not None
+    assert (file.last_error.code, "no text" in file.last_error.message) == ("invalid_file", True)
+    assert client.vector_stores.retrieve(store.id).status == "completed"
+
+
+def test_the_clients_own_helpers_wait_for_the_ingestion(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create()
+
+    file = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=("paris.txt", PARIS))
+    batch = client.vector_stores.file_batches.upload_and_poll(
+        store.id, files=[("tokyo.txt", TOKYO)], file_ids=[file.id]
+    )
+
+    assert file.status == "completed"
+    assert (batch.status, batch.file_counts.completed) == ("completed", 2)

@@ -1,0 +1,79 @@
+"""Requests made up from our own OpenAPI document, many of them wrong: none may be answered with our fault."""
+
+import os
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.core.result import Ok
+from schemathesis.schemas import APIOperation
+
+from tests.api.conftest import Api
+
+# Its parameters are classes of schemathesis's own, and nothing here depends on them.
+Operation = APIOperation[Any, Any, Any, Any]
+
+PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models")
+OPERATIONS = 24
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "4"))
+"""Of each kind, for each operation."""
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_no_request_is_answered_with_a_5xx(shared_api: Api, mode: GenerationMode) -> None:
+    failures: list[str] = []
+    with requests.Session() as session:
+        for operation in operations(shared_api):
+            # Once with the ids of what is there, once with any.
+            for ids in (known_ids(shared_api, operation), None):
+                failures += failures_of(operation, mode, ids, session)
+
+    assert not failures
+
+
+def operations(api: Api) -> list[Operation]:
+    schema = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
+    results = list(schema.get_all_operations())
+    assert all(isinstance(result, Ok) for result in results)
+    every = [result.ok() for result in results if isinstance(result, Ok)]
+    ours = [operation for operation in every if operation.path.startswith(PREFIXES)]
+    assert len(ours) == OPERATIONS
+    return ours
+
+
+def known_ids(api: Api, operation: Operation) -> dict[str, str]:
+    file_id = api.upload()
+    store_id = api.openai.vector_stores.create(file_ids=[file_id]).id
+    batch_id = api.openai.vector_stores.file_batches.create(store_id, file_ids=[file_id]).id
+    ids = {"store_id": store_id, "file_id": file_id, "batch_id": batch_id, "model_id": "all-minilm-l6-v2"}
+    return {parameter.name: ids[parameter.name] for parameter in operation.path_parameters}
+
+
+def failures_of(
+    operation: Operation, mode: GenerationMode, ids: dict[str, str] | None, session: requests.Session
+) -> list[str]:
+    failures = []
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(mode, path_parameters=ids))
+    def ask(case: Case[Any]) -> None:
+        answer = case.call(session=session)
+        if answer.status_code >= 500:
+            failures.append(f"{answer.status_code}: {case.as_curl_command()}")
+
+    # Some operations take nothing that could be wrong.
+    with suppress(Unsatisfiable):
+        ask()
+    return failures
