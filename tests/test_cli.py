@@ -1,0 +1,417 @@
+"""The commands, against the real HTTP app with stand-ins for Ray's parts; and `serve` with a Ray of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+from openai import OpenAI
+from sqlalchemy import select, update
+from typer.testing import CliRunner, Result
+
+from serve_app.api.app import create_app
+from serve_app.cli import app
+from serve_app.cli.cluster import free_port
+from serve_app.config import ApiConfig, AppConfig, StorageConfig
+from serve_app.conversation.log import ConversationLog
+from serve_app.storage.database import Database, open_database
+from serve_app.storage.schema import files, vector_store_files
+from tests.fakes import FakeIndexer, FakeParts, build_passage
+from tests.served.application import wait_until
+from tests.server import serve as serving
+
+ROOT = Path(__file__).parents[1]
+PARIS = build_passage(1, "Paris is the capital of France and lies on the Seine.", "paris.md")
+LYON = build_passage(2, "Lyon lies where the Rhône and the Saône meet.", "lyon.md")
+
+
+class InstantIndexer(FakeIndexer):
+    """Indexes at once whatever waits, unless it is paused; files whose name says `broken` fail."""
+
+    def __init__(self, database: Database) -> None:
+        self.is_paused = False
+        self._database = database
+
+    async def wake(self) -> None:
+        if not self.is_paused:
+            self.index()
+
+    def index(self) -> None:
+        waiting = vector_store_files.c.status == "in_progress"
+        broken = vector_store_files.c.file_id.in_(select(files.c.id).where(files.c.filename.contains("broken")))
+        failure = {"status": "failed", "error_code": "invalid_file", "error_message": "it cannot be read"}
+        with self._database.write() as connection:
+            connection.execute(update(vector_store_files).where(waiting & broken).values(**failure))
+            connection.execute(update(vector_store_files).where(waiting).values(status="completed"))
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    fakes: FakeParts
+    indexer: InstantIndexer
+    openai: OpenAI
+
+    def run(self, *arguments: str, typed: str | None = None) -> Result:
+        return CliRunner().invoke(app, [*arguments, "--url", self.url], input=typed)
+
+    def contents(self, store: str) -> dict[str, str]:
+        """Status by path."""
+        (store_id,) = [each.id for each in self.openai.vector_stores.list() if each.name == store]
+        stored = list(self.openai.vector_stores.files.list(store_id))
+        paths = [str((each.attributes or {})["path"]) for each in stored]
+        assert len(set(paths)) == len(paths), f"a duplicate in {paths}"
+        return {path: each.status for path, each in zip(paths, stored, strict=True)}
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[Server]:
+    config = AppConfig(storage=StorageConfig(folder=folder), api=ApiConfig(max_upload_bytes=10_000))
+
+    async def check_parts() -> dict[str, str]:
+        return {}
+
+    with closing(open_database(config.storage.resolved_database_url)) as database:
+        fakes = FakeParts(ConversationLog(database, max_cached=10), [PARIS, LYON])
+        indexer = InstantIndexer(database)
+        parts = replace(fakes.parts, indexer=indexer)
+        with (
+            serving(create_app(config, parts, database, check_parts)) as url,
+            OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as openai,
+        ):
+            yield Server(url, fakes, indexer, openai)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running_server(tmp_path / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    (folder / "rivers").mkdir(parents=True)
+    (folder / "paris.md").write_text("Paris lies on the Seine.")
+    (folder / "rivers" / "rhone.txt").write_text("The Rhône flows through Lyon.")
+    (folder / "logo.png").write_bytes(b"\x89PNG")
+    (folder / ".hidden.md").write_text("Not for others.")
+    return folder
+
+
+# ingest
+
+
+def test_ingest_walks_folders_and_skips_what_is_no_document(server: Server, docs: Path) -> None:
+    result = server.run("ingest", str(docs), "--store", "france")
+
+    assert result.exit_code == 0, result.output
+    assert server.contents("france") == {"docs/paris.md": "completed", "docs/rivers/rhone.txt": "completed"}
+    assert "france: 2 added, 0 replaced, 0 there already, 1 skipped, 0 failed" in result.stdout
+    assert "Skipped docs/logo.png: Files of type '.png' are not read here" in result.stderr
+
+
+def test_ingest_again_uploads_nothing(server: Server, docs: Path) -> None:
+    server.run("ingest", str(docs), "--store", "france")
+    before = [each.id for each in server.openai.files.list()]
+
+    result = server.run("ingest", str(docs), "--store", "france")
+
+    assert "0 added, 0 replaced, 2 there already" in result.stdout
+    assert [each.id for each in server.openai.files.list()] == before
+
+
+def test_ingest_replaces_a_changed_file(server: Server, docs: Path) -> None:
+    server.run("ingest", str(docs), "--store", "france")
+    (docs / "paris.md").write_text("Paris has twenty arrondissements.")
+
+    result = server.run("ingest", str(docs), "--store", "france")
+
+    assert "0 added, 1 replaced, 1 there already" in result.stdout
+    assert server.contents("france") == {"docs/paris.md": "completed", "docs/rivers/rhone.txt": "completed"}
+    contents = [server.openai.files.content(each.id).text for each in server.openai.files.list()]
+    assert sorted(contents) == ["Paris has twenty arrondissements.", "The Rhône flows through Lyon."]
+
+
+def test_ingest_puts_the_same_content_in_once(server: Server, docs: Path) -> None:
+    (docs / "copy.md").write_text("Paris lies on the Seine.")
+
+    result = server.run("ingest", str(docs), "--store", "france")
+
+    assert "2 added, 0 replaced, 1 there already" in result.stdout
+
+
+def test_ingest_lists_failures_and_tries_them_again(server: Server, docs: Path) -> None:
+    (docs / "broken.md").write_text("No index will have this.")
+    (docs / "long.md").write_text("word " * 4_000)
+
+    for _ in range(2):
+        result = server.run("ingest", str(docs), "--store", "france")
+        assert result.exit_code == 1
+        assert "2 failed" in result.stdout
+        assert "Failed docs/broken.md: it cannot be read" in result.stderr
+        assert "Failed docs/long.md:" in result.stderr
+        assert server.contents("france")["docs/broken.md"] == "failed"
+
+
+def test_ingest_keeps_the_old_version_if_the_new_one_fails(server: Server, docs: Path) -> None:
+    server.run("ingest", str(docs), "--store", "france")
+    (docs / "paris.md").write_text("word " * 4_000)
+
+    server.run("ingest", str(docs), "--store", "france")
+
+    assert server.contents("france")["docs/paris.md"] == "completed"
+
+
+def test_ingest_goes_on_after_an_interruption(server: Server, docs: Path) -> None:
+    server.indexer.is_paused = True
+    command = [sys.executable, "-m", "serve_app.cli", "ingest", str(docs), "--store", "france", "--url", server.url]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: len(list(server.openai.files.list())) == 2, 60, "both files are uploaded")
+        wait_until(lambda: len(server.contents("france")) == 2, 60, "both files are in the store")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, "run the same command again" in errors) == (130, True), errors
+
+    server.indexer.is_paused = False
+    server.indexer.index()
+    result = server.run("ingest", str(docs), "--store", "france")
+
+    assert result.exit_code == 0, result.output
+    assert server.contents("france") == {"docs/paris.md": "completed", "docs/rivers/rhone.txt": "completed"}
+    assert len(list(server.openai.files.list())) == 2
+
+
+def test_ingest_does_not_choose_between_two_stores_of_a_name(server: Server, docs: Path) -> None:
+    ids = [server.openai.vector_stores.create(name="france").id for _ in range(2)]
+
+    result = server.run("ingest", str(docs), "--store", "france")
+
+    assert result.exit_code == 1
+    assert all(each in result.stderr for each in ids)
+    assert server.run("ingest", str(docs), "--store", ids[0]).exit_code == 0
+
+
+# ask, chat, stores
+
+
+def test_ask_streams_the_answer_and_lists_its_sources(server: Server) -> None:
+    server.openai.vector_stores.create(name="france")
+    server.fakes.generator.deltas = ["Paris", " [1]", "."]
+
+    result = server.run("ask", "What is the capital of France?", "--store", "france")
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("Paris")
+    assert "* paris.md: “Paris is the capital of France and lies on the Seine.”" in result.stderr
+    assert "  lyon.md: “Lyon lies where" in result.stderr
+
+
+def test_ask_about_an_unknown_store_says_which_there_are(server: Server) -> None:
+    result = server.run("ask", "Anything?", "--store", "nowhere")
+
+    assert result.exit_code == 1
+    assert "there is no store 'nowhere': `rayconteur stores` lists them" in result.stderr
+
+
+def test_ask_tells_when_the_answer_breaks_off(server: Server) -> None:
+    server.openai.vector_stores.create(name="france")
+    server.fakes.generator.failure = RuntimeError("out of memory")
+
+    result = server.run("ask", "Anything?", "--store", "france")
+
+    assert result.exit_code == 1
+    assert result.stdout.startswith("Hello there.")
+
+
+def test_chat_remembers_and_can_be_resumed(server: Server) -> None:
+    first = server.run("chat", typed="My name is Ada.\n\n/quit\n")
+    (conversation_id,) = {word for word in first.stderr.split() if word.startswith("conv_") and word[-1] != "."}
+    second = server.run("chat", "--conversation", conversation_id, typed="What is my name?\n")
+
+    assert (first.exit_code, second.exit_code) == (0, 0), second.output
+    said = [each["content"] for each in server.fakes.generator.requests[-1].payload["messages"]]
+    assert any("My name is Ada." in each for each in said)
+    assert len(list(server.openai.conversations.items.list(conversation_id))) == 4
+
+
+def test_stores_are_listed_with_their_files(server: Server, docs: Path) -> None:
+    assert "There are no stores yet" in server.run("stores").stderr
+    server.run("ingest", str(docs), "--store", "france")
+
+    result = server.run("stores")
+
+    assert "france" in result.stdout
+    assert "vs_" in result.stdout
+
+
+def test_a_server_that_is_not_there_is_one_line() -> None:
+    result = CliRunner().invoke(app, ["stores", "--url", f"http://127.0.0.1:{free_port()}"])
+
+    assert result.exit_code == 1
+    assert "start it with `rayconteur serve`" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+# config check
+
+
+def test_the_shipped_configuration_is_valid() -> None:
+    result = CliRunner().invoke(app, ["config", "check", str(ROOT / "serve_config.yaml")])
+
+    assert result.exit_code == 0, result.output
+
+
+WRONG = """\
+applications:
+  - name: rayconteur
+    import_path: deployments.app:build_app
+    args:
+      api:
+        max_upload_bytes: 0
+      storge: {}
+    deployments:
+      - name: Gateway
+        num_replica: 2
+"""
+
+
+def test_config_check_says_what_is_wrong_and_on_which_line(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text(WRONG)
+    (tmp_path / "worse.yaml").write_text(WRONG.replace("num_replica: 2", "max_ongoing_requests: many"))
+
+    wrong, worse = (CliRunner().invoke(app, ["config", "check", str(tmp_path / name)]) for name in os.listdir(tmp_path))
+
+    assert {wrong.exit_code, worse.exit_code} == {1}
+    errors = wrong.stderr + worse.stderr
+    assert "wrong.yaml:6: applications[0].args.api.max_upload_bytes: Input should be greater than" in errors
+    assert "wrong.yaml:7: applications[0].args.storge: Extra inputs are not permitted" in errors
+    assert "wrong.yaml:10: applications[0].deployments[0].num_replica: Ray Serve has no such setting" in errors
+    assert "worse.yaml:10: applications[0].deployments[0].max_ongoing_requests: Input should be" in errors
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "applications: {}"])
+def test_config_check_refuses_what_is_no_configuration(tmp_path: Path, text: str) -> None:
+    (tmp_path / "no.yaml").write_text(text)
+
+    result = CliRunner().invoke(app, ["config", "check", str(tmp_path / "no.yaml")])
+
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+
+
+# serve
+
+TINY_APP = """\
+from fastapi import FastAPI
+from ray import serve
+
+api = FastAPI()
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+@serve.ingress(api)
+class Front:
+    @api.get("/readyz")
+    def ready(self) -> str:
+        return "ready"
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+class Broken:
+    def __init__(self) -> None:
+        raise ValueError("no such model: gpt-0")
+
+
+front, broken = Front.bind(), Broken.bind()
+"""
+
+
+def write_tiny_app(folder: Path, name: str) -> Path:
+    (folder / "tiny_app.py").write_text(TINY_APP)
+    config = folder / "serve_config.yaml"
+    config.write_text(yaml.safe_dump({"applications": [{"name": "tiny", "import_path": f"tiny_app:{name}"}]}))
+    return config
+
+
+@contextmanager
+def started(config: Path, ports: list[int]) -> Iterator[subprocess.Popen[str]]:
+    options = [
+        f"{option}={port}" for option, port in zip(("--port", "--dashboard-port", "--ray-port"), ports, strict=True)
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serve_app.cli", "serve", str(config), *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def test_serve_tells_of_a_port_in_use_before_it_starts_anything(tmp_path: Path) -> None:
+    config = write_tiny_app(tmp_path, "front")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = str(listener.getsockname()[1])
+        for option in ("--port", "--dashboard-port", "--ray-port"):
+            free = {each: str(free_port()) for each in ("--port", "--dashboard-port", "--ray-port")}
+            ports = [word for pair in {**free, option: taken}.items() for word in pair]
+            result = CliRunner().invoke(app, ["serve", str(config), *ports])
+
+            assert result.exit_code == 1
+            assert f"port {taken}" in result.stderr
+            assert option in result.stderr
+
+
+def test_serve_checks_the_configuration_before_it_starts_anything(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text(WRONG)
+
+    result = CliRunner().invoke(app, ["serve", str(tmp_path / "wrong.yaml")])
+
+    assert result.exit_code == 1
+    assert "applications[0].args.api.max_upload_bytes" in result.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    with started(write_tiny_app(tmp_path, "front"), ports) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("Rayconteur is ready"), said + process.communicate()[1]
+        assert httpx.get(f"http://127.0.0.1:{ports[0]}/readyz").json() == "ready"
+        assert httpx.get(f"http://127.0.0.1:{ports[1]}/api/serve/applications/").status_code == 401
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        assert any("raylet" in each.name() for each in descendants)
+
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+    assert process.returncode == 0
+    assert [each for each in descendants if each.is_running()] == []
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_serve_shows_why_a_deployment_failed(tmp_path: Path) -> None:
+    with started(write_tiny_app(tmp_path, "broken"), [free_port() for _ in range(3)]) as process:
+        _, errors = process.communicate(timeout=200)
+
+    assert process.returncode == 1
+    assert "no such model: gpt-0" in errors
+    assert "The logs are in" in errors
