@@ -59,16 +59,14 @@ class RequestScope:
 
         try:
             await self.app(scope, receive, send_named)
-        except RayconteurError as error:
-            if has_started:
-                raise
-            await to_response(error)(scope, receive, send_named)
-        except Exception:
-            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+        except Exception as error:
+            answer = error if isinstance(error, RayconteurError) else None
+            if has_started or answer is None:
+                log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+                answer = InternalError(f"Something went wrong; the server's log has it as {request_id}")
             # With a status already sent, the server cuts the connection, and the client knows.
             if not has_started:
-                answer = to_response(InternalError(f"Something went wrong; the server's log has it as {request_id}"))
-                await answer(scope, receive, send_named)
+                await to_response(answer)(scope, receive, send_named)
 
 
 class ApiKeys:
