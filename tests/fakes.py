@@ -146,6 +146,10 @@ class Hold:
         self.reached = asyncio.Event()
         self.release = asyncio.Event()
 
+    async def wait(self) -> None:
+        self.reached.set()
+        await self.release.wait()
+
 
 class LocalSessions:
     """The real log, its blocking methods on threads, as the sessions deployment runs it."""
@@ -155,7 +159,8 @@ class LocalSessions:
         """Raised instead of closing a turn."""
         self.closed = threading.Event()
         """A turn has been closed."""
-        self._hold: Hold | None = None
+        self._open_hold: Hold | None = None
+        self._close_hold: Hold | None = None
         self._log = log
         self._journal = journal or Journal()
 
@@ -185,13 +190,17 @@ class LocalSessions:
 
     def hold_open_turn(self) -> Hold:
         """The next question waits before it is committed."""
-        self._hold = Hold()
-        return self._hold
+        self._open_hold = Hold()
+        return self._open_hold
+
+    def hold_close_turn(self) -> Hold:
+        """The next answer waits before it is committed."""
+        self._close_hold = Hold()
+        return self._close_hold
 
     async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
-        if self._hold:
-            self._hold.reached.set()
-            await self._hold.release.wait()
+        if self._open_hold:
+            await self._open_hold.wait()
         opened = await asyncio.to_thread(self._log.open_turn, turn)
         self._journal.note("question committed")
         return opened
@@ -199,6 +208,8 @@ class LocalSessions:
     async def close_turn(self, turn: CloseTurn) -> None:
         if self.failure:
             raise self.failure
+        if self._close_hold:
+            await self._close_hold.wait()
         await asyncio.to_thread(self._log.close_turn, turn)
         self._journal.note(f"answer committed as {turn.response['status']}")
         self.closed.set()
@@ -217,6 +228,7 @@ class FakeParts:
     """All parts, sharing one journal. `parts` is what the app is given."""
 
     def __init__(self, log: ConversationLog, passages: Sequence[Passage] = ()) -> None:
+        self.log = log
         self.journal = Journal()
         self.embedder = FakeEmbedder(self.journal)
         self.retriever = FakeRetriever(passages, self.journal)

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import aclosing, closing
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,8 +28,8 @@ from serve_app.config import ApiConfig, AppConfig, SessionsConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded, Timeout, Unavailable
 from serve_app.storage.database import open_database
-from serve_app.types import Json, OpenTurn, Ranking, new_id
-from tests.fakes import FakeParts, build_passage
+from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, Ranking, new_id
+from tests.fakes import FakeParts, LocalSessions, build_passage
 
 T = TypeVar("T", bound=Event)
 
@@ -338,6 +340,42 @@ async def test_commit_survives_a_scope_that_goes_on_cancelling(fakes: FakeParts)
 
     stored = await fakes.sessions.get_response(turn.opening.response["id"])
     assert (stored["status"], text_of(stored)) == ("incomplete", "Hello there.")
+
+
+async def test_commit_survives_a_request_that_is_cancelled_meanwhile(fakes: FakeParts) -> None:
+    turn = ask()
+    held = fakes.sessions.hold_close_turn()
+    task = asyncio.create_task(run(turn, fakes))
+    await held.reached.wait()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    held.release.set()
+    await asyncio.to_thread(fakes.sessions.closed.wait, 10)
+
+    assert (await fakes.sessions.get_response(turn.opening.response["id"]))["status"] == "completed"
+
+
+async def test_commits_are_not_part_of_the_request_for_ray(fakes: FakeParts) -> None:
+    """Ray Serve finds what to cancel with a request by a context variable."""
+    request: ContextVar[str | None] = ContextVar("request", default=None)
+    seen: list[str | None] = []
+
+    class Spy(LocalSessions):
+        async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
+            seen.append(request.get())
+            return await super().open_turn(turn)
+
+        async def close_turn(self, turn: CloseTurn) -> None:
+            seen.append(request.get())
+            await super().close_turn(turn)
+
+    request.set("req_1")
+    parts = replace(fakes.parts, sessions=Spy(fakes.log))
+
+    assert [type(event) async for event in reply(ask(), parts, config())][-1] is Finished
+    assert seen == [None, None]
 
 
 async def test_client_that_leaves_while_its_question_is_committed_leaves_no_open_turn(fakes: FakeParts) -> None:
