@@ -134,12 +134,6 @@ class Fences:
         with self._lock:
             self._by_log[log.id] = log.fence
 
-    def reject(self, log_id: str) -> None:
-        """It was refused: somebody else owns the log now."""
+    def count_rejected(self) -> None:
         with self._lock:
-            self._by_log.pop(log_id, None)
             self.rejected += 1
-
-    def drop(self, log_id: str) -> None:
-        with self._lock:
-            self._by_log.pop(log_id, None)

@@ -113,7 +113,6 @@ class ConversationLog:
             # Responses before their log, in the order in which `close_turn` locks them.
             connection.execute(delete(responses).where(responses.c.log_id == conversation_id))
             connection.execute(delete(logs).where(logs.c.id == conversation_id))
-        self._fences.drop(conversation_id)
 
     def append_items(self, append: AppendItems) -> tuple[Json, ...]:
         """Returns the items as stored: those of the first append with this key, without what was deleted since."""
@@ -289,7 +288,6 @@ class ConversationLog:
             row = _require_response(connection, response_id)
             delete_response(connection, response_id)
             drop_unused_logs(connection, row.log_id)
-        self._fences.drop(response_id)
 
     def list_input_items(self, response_id: str, page: PageQuery) -> Page:
         """Of its own input, not of its past. Raises `InvalidRequest` for an unknown cursor."""
@@ -329,7 +327,7 @@ class ConversationLog:
         try:
             return self._owning(log_id, write, missing, self._fences.get)
         except Fenced:
-            self._fences.reject(log_id)
+            self._fences.count_rejected()
             return self._owning(log_id, write, missing, _no_fence)
 
     def _owning(

@@ -1,16 +1,19 @@
 """The migrations: they make what schema.py says, once, whoever comes first."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.errors import InternalError
@@ -42,6 +45,39 @@ def test_migrations_make_exactly_the_schema(database: Database) -> None:
 def test_newest_is_the_last_migration() -> None:
     scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
     assert scripts.get_current_head() == migrations.NEWEST
+
+
+def can_lock(url: str) -> bool:
+    """Whether another process could begin to migrate now."""
+    if url.startswith("postgresql"):
+        with psycopg.connect(url) as connection:
+            row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", [migrations.LOCK_KEY]).fetchone()
+            return row == (True,)
+    folder = os.open(Path(url.removeprefix("sqlite:///")).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(folder)
+    return True
+
+
+def test_while_one_migrates_no_other_can(new_database_url: Callable[[], str]) -> None:
+    url = new_database_url()
+    others_could: list[bool] = []
+
+    def try_to_lock(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if "CREATE TABLE logs" in statement:
+            others_could.append(can_lock(url))
+
+    event.listen(Engine, "before_cursor_execute", try_to_lock)
+    try:
+        open_database(url).close()
+    finally:
+        event.remove(Engine, "before_cursor_execute", try_to_lock)
+    assert others_could == [False]
+    assert can_lock(url)
 
 
 def test_processes_that_start_at_once_migrate_once(new_database_url: Callable[[], str]) -> None:

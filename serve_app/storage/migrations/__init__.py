@@ -20,7 +20,7 @@ from serve_app.errors import InternalError
 NEWEST = "0001"
 """The revision that `schema.py` describes. Here so that a current database is recognised without importing Alembic."""
 
-_LOCK_KEY = 0x52_41_59_43  # PostgreSQL's advisory lock: any number, the same in every process
+LOCK_KEY = 0x52_41_59_43  # PostgreSQL's advisory lock: any number, the same in every process
 _upgrading = threading.Lock()  # Alembic keeps what it works on in module globals
 
 
@@ -76,7 +76,7 @@ def _pragma(driver: DBAPIConnection, setting: str) -> None:
 
 def _upgrade_postgresql(engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
         _run_missing_steps(connection)
 
 
