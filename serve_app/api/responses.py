@@ -15,6 +15,7 @@ from serve_app.api.response_events import EventEncoder
 from serve_app.api.sse import EventStream, while_connected
 from serve_app.api.wire import FileSearchTool, Metadata, PageParameters, Wire
 from serve_app.chat import AnswerStarted, Event, Finished, Turn, reply
+from serve_app.config import GeneratorConfig
 from serve_app.errors import InvalidRequest
 from serve_app.generation.prompt import newest_user_text
 from serve_app.types import Json, OpenTurn, new_id, now_s
@@ -144,7 +145,7 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
         raise InvalidRequest("'input' has no user message, and file_search has nothing to look for", param="input")
     return Turn(
         opening=OpenTurn(
-            response=_build_response(body, model, conversation_id),
+            response=_build_response(body, model, conversation_id, context.config.generator),
             input_items=input_items,
             conversation_id=conversation_id,
             previous_response_id=body.previous_response_id,
@@ -231,7 +232,7 @@ def _build_sampling(body: CreateResponse, model: str, default_max_output_tokens:
     return sampling
 
 
-def _build_response(body: CreateResponse, model: str, conversation_id: str | None) -> Json:
+def _build_response(body: CreateResponse, model: str, conversation_id: str | None, generator: GeneratorConfig) -> Json:
     """The response object as it is before there is an answer, with every field that OpenAI's has."""
     text_format = (body.text and body.text.format) or TextFormat()
     return {
@@ -256,12 +257,12 @@ def _build_response(body: CreateResponse, model: str, conversation_id: str | Non
         "safety_identifier": body.safety_identifier,
         "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
         "store": body.store is not False,
-        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "temperature": generator.default_sampling("temperature") if body.temperature is None else body.temperature,
         "text": {"format": text_format.model_dump(by_alias=True, exclude_none=True)},
         "tool_choice": body.tool_choice or "auto",
         "tools": [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
         "top_logprobs": 0,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "top_p": generator.default_sampling("top_p") if body.top_p is None else body.top_p,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "truncation": body.truncation or "disabled",

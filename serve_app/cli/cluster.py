@@ -77,6 +77,8 @@ class RayHead:
                 # Nobody is told these two, and their defaults belong to the first Ray of a machine.
                 *("--ray-client-server-port", str(free_port())),
                 *("--dashboard-agent-listen-port", str(free_port())),
+                # Not needed on one machine without interactive drivers: 80 MB each.
+                *("--no-monitor", "--include-log-monitor", "false"),
                 *("--num-cpus", f"{self._num_cpus:g}", "--object-store-memory", str(OBJECT_STORE_BYTES)),
             ],
             env=self._environment,
