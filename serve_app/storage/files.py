@@ -47,8 +47,8 @@ class FileStore:
     ) -> Json:
         """Keep an upload, whole or not at all.
 
-        `detect_media_type(path, filename)` raises `UnsupportedFile` or `InvalidRequest` for what is not taken; a file of
-        more than `max_bytes` is `UploadTooLarge`.
+        `detect_media_type(path, filename)` raises `UnsupportedFile` or `InvalidRequest` for what is not taken. A file
+        of more than `max_bytes` is `UploadTooLarge`.
         """
         filename = clean_filename(filename)
         file_id = new_id("file")
