@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, Protocol, cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -61,8 +62,7 @@ def load_encoder(config: EncoderConfig) -> TextEncoder:
 
 class OpenVINOEncoder:
     def __init__(self, config: EncoderConfig, folder: Path) -> None:
-        import openvino
-
+        openvino = _import_openvino()
         description = json.loads((folder / _DESCRIPTION).read_text())
         self.model_id = config.model_id
         self.dimensions = int(description["dimensions"])
@@ -138,6 +138,15 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+# The module is not typed.
+def _import_openvino() -> Any:
+    # Its import reports to Google Analytics, through a forked process, if it finds this package. No setting stops it.
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+    import openvino
+
+    return openvino
+
+
 def _cuda_is_visible() -> bool:
     """Whether this process may use a GPU, without torch: Ray hides GPUs by an empty CUDA_VISIBLE_DEVICES."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "none", "NoDevFiles"):
@@ -198,10 +207,10 @@ def _convert_in_child(source: str, folder: Path) -> None:
 
 def _convert(source: str, folder: Path) -> None:
     """Write the model as one graph from token ids to pooled vectors, its tokenizer, and a description of both."""
-    import openvino
     import torch
     from sentence_transformers import SentenceTransformer
 
+    openvino = _import_openvino()
     model = SentenceTransformer(source, device="cpu").eval()
     if reason := _refusal(model):
         (folder / _DESCRIPTION).write_text(json.dumps({"refused": reason}))

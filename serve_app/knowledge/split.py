@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from semantic_text_splitter import MarkdownSplitter
 from tokenizers import Tokenizer
@@ -49,13 +50,19 @@ def split(text: str, tokenizer: Tokenizer, max_tokens: int, overlap_tokens: int)
     Cuts fall on the highest boundary that fits: headings, then paragraphs, sentences, words. The tokenizer must not
     truncate or pad. An empty or blank text has no pieces.
     """
-    splitter = MarkdownSplitter.from_huggingface_tokenizer(tokenizer, max_tokens, overlap=overlap_tokens)
+    splitter = _splitter(tokenizer, max_tokens, overlap_tokens)
     return [
         piece
         for start, slab in _slabs(text)
         for offset, found in splitter.chunk_indices(slab)
         for piece in _bounded(Piece(found, start + offset), max_tokens * _MAX_CHARACTERS_PER_TOKEN)
     ]
+
+
+@lru_cache(maxsize=16)
+def _splitter(tokenizer: Tokenizer, max_tokens: int, overlap_tokens: int) -> MarkdownSplitter:
+    # Making one copies the tokenizer's whole vocabulary, which takes longer than to split a short text.
+    return MarkdownSplitter.from_huggingface_tokenizer(tokenizer, max_tokens, overlap=overlap_tokens)
 
 
 def _slabs(text: str) -> Iterator[tuple[int, str]]:
