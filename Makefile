@@ -16,7 +16,7 @@ help: ## Show this list
 setup: environment tools models ## Create .venv, install everything, prepare the default models
 
 serve: environment models ## Set up, start Ray Serve with serve_config.yaml, wait until it answers
-	@$(BIN)/rayconteur serve $(CONFIG)
+	@$(BIN)/rayconteur serve $(CONFIG) $(SERVE_ARGS)
 
 test: setup lint types ## Set up, lint, check types, run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

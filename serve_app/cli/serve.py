@@ -26,6 +26,8 @@ from serve_app.types import Json
 _HOST = "127.0.0.1"
 _PORT = 8000
 _DRAIN_S = 30.0
+_NEEDED = re.compile(r"required for each replica: (\{.*?\})")
+_FREE = re.compile(r"resources available: (\{.*?\})")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -147,10 +149,23 @@ def _states(applications: dict[str, Json]) -> dict[str, str]:
         for name, deployment in application["deployments"].items():
             running = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
             wanted = deployment.get("target_num_replicas") or len(deployment["replicas"])
-            message = (deployment.get("message") or "").strip().splitlines()
             status = "ready" if deployment["status"] == "HEALTHY" else deployment["status"].lower()
-            states[name] = f"{status}, {running} of {wanted} replicas" + (f": {message[0]}" if message else "")
+            states[name] = ", ".join(
+                filter(None, [status, f"{running} of {wanted} replicas", _in_short(deployment.get("message") or "")])
+            )
     return states
+
+
+def _in_short(message: str) -> str:
+    """What Serve says of a deployment, without what is known or is no news."""
+    if "to be scheduled" in message:
+        needed, free = _NEEDED.search(message), _FREE.search(message)
+        return (
+            f"waiting for room: it needs {needed[1]}, and free are {free[1]}" if needed and free else "waiting for room"
+        )
+    if "to initialize" in message:
+        return "still loading"
+    return message.strip().split("\n")[0]
 
 
 def _board(states: dict[str, str], waiting_for: str, elapsed_s: float) -> Group:
@@ -194,11 +209,13 @@ def _say_what_to_do(address: str, dashboard: Dashboard, wanted: Json, elapsed_s:
     key = ' -H "authorization: Bearer $RAYCONTEUR_API_KEY"' if os.environ.get(API_KEYS_ENV) else ""
     question = f'{{"model": "{model_id}", "messages": [{{"role": "user", "content": "Hello! Who are you?"}}]}}'
     token = "$RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else str(ray_token_path(os.environ))
+    elsewhere = "" if dashboard.url.endswith(f":{Ports().dashboard}") else f" -a {dashboard.url}"
     out.print(
         f"Rayconteur is ready, after {duration(elapsed_s)}.\n\n"
         f"  address    {address}\n"
         f"  dashboard  {dashboard.url} (its token is in {token})\n"
-        f"  logs       {dashboard.logs_folder() / 'serve'}\n\n"
+        f"  logs       {dashboard.logs_folder() / 'serve'}\n"
+        f"  state      RAY_AUTH_MODE=token .venv/bin/serve status{elsewhere}\n\n"
         "Try this in another terminal:\n\n"
         f"  curl {address}/v1/chat/completions -H 'content-type: application/json'{key} \\\n    -d '{question}'\n\n"
         "or put documents in and ask about them:\n\n"

@@ -10,7 +10,10 @@ from serve_app.cli.terminal import err, out
 
 def stores(url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
     """List the vector stores."""
-    table = Table("name", "id", "files", "size", "last used", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "id", "files", "size", "last used"):
+        # An id is for copying: broken over two lines rather than cut.
+        table.add_column(heading, overflow="fold")
     with connected(url, api_key) as client:
         for store in client.vector_stores.list(limit=100):
             counts = store.file_counts
