@@ -138,9 +138,9 @@ def _is_jsonl(file: IO[bytes], size_bytes: int) -> bool:
     cut_line = lines.pop() if len(sample) < size_bytes else b""
     lines = [line for line in lines if line.strip()][:_MAX_JSON_SAMPLE_LINES]
     if not lines:
-        return cut_line.lstrip().startswith((b"{", b"["))
+        return cut_line.lstrip().startswith(b"{")
     try:
-        return all(isinstance(json.loads(line), dict | list | str) for line in lines)
+        return all(isinstance(json.loads(line), dict) for line in lines)
     except (ValueError, RecursionError):
         return False
 
@@ -216,8 +216,8 @@ def _decode(data: bytes, *, is_whole: bool) -> str:
 def _guess_encoding(data: bytes, position: int) -> str:
     import charset_normalizer
 
-    # The rest may be plain ASCII, which says nothing about the encoding.
-    sample = data[max(position - _SAMPLE_BYTES // 2, 0) : position + _SAMPLE_BYTES // 2]
+    # What comes before may be plain ASCII for long, which says nothing about the encoding.
+    sample = data[max(position - 256, 0) : position + _SAMPLE_BYTES]
     best = charset_normalizer.from_bytes(sample).best()
     if best is None:
         raise _invalid("the encoding of its text is not known: save it as UTF-8")
@@ -264,7 +264,7 @@ def _markdown(html: str) -> str:
 
     soup = BeautifulSoup(html, "html.parser")
     title = soup.title.get_text(" ", strip=True) if soup.title else ""
-    for tag in soup(["head", "script", "style", "nav", "noscript", "template", "svg", "iframe"]):
+    for tag in soup(["head", "title", "script", "style", "nav", "noscript", "template", "svg", "iframe"]):
         tag.decompose()
     for image in soup("img"):
         image.replace_with(str(image.get("alt") or ""))
