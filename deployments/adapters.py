@@ -34,6 +34,7 @@ from serve_app.types import (
     Passage,
     SearchQuery,
     StoreFileRef,
+    WithdrawTurn,
 )
 
 RETRY_AFTER_S = 2.0
@@ -152,6 +153,9 @@ class RemoteSessions:
 
     async def close_turn(self, turn: CloseTurn) -> None:
         await self._to(turn.log_id, "close_turn", turn)
+
+    async def withdraw_turn(self, turn: WithdrawTurn) -> None:
+        await self._to(turn.log_id, "withdraw_turn", turn)
 
     async def get_response(self, response_id: str) -> Json:
         response: Json = await self._to(response_id, "get_response", response_id)

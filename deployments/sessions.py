@@ -17,6 +17,7 @@ from serve_app.types import (
     OpenTurn,
     Page,
     PageQuery,
+    WithdrawTurn,
 )
 
 
@@ -58,6 +59,9 @@ class Sessions:
 
     async def close_turn(self, turn: CloseTurn) -> None:
         await asyncio.to_thread(self._log.close_turn, turn)
+
+    async def withdraw_turn(self, turn: WithdrawTurn) -> None:
+        await asyncio.to_thread(self._log.withdraw_turn, turn)
 
     async def get_response(self, response_id: str) -> Json:
         return await asyncio.to_thread(self._log.get_response, response_id)

@@ -1,7 +1,8 @@
 """One question and its answer, from the first commit to the last. Read `reply` first: its lines are the steps.
 
 What a turn begins it finishes. The question is committed before anything is computed, the answer before the final
-event; and if the client leaves, or a part fails, the turn is closed with what there is.
+event. If the client leaves, or the model fails in mid-answer, the turn is closed with what there is; if the question
+was refused before the model had begun, it is taken back.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from serve_app.types import (
     OpenTurn,
     Passage,
     Ranking,
+    WithdrawTurn,
 )
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,8 @@ Event = Opened | SearchStarted | SearchCompleted | AnswerStarted | TextDelta | C
 
 
 async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[Event, None]:
-    """Answer one question. Raises only if the question could not be committed; any other failure is in `Finished`.
+    """Answer one question. Raises if nothing has come of it: then the question is taken back, so that it can be asked
+    again. Once the model has begun there is a response, and a failure is in `Finished`.
 
     Closing the generator, or cancelling it, stops the engine at once and commits the answer so far as `incomplete`.
     """
@@ -174,6 +177,9 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
         logger.exception("request %s: the answer failed", turn.request_id)
         error = InternalError("an internal error occurred: the server's log has the details")
 
+    if error and not answer.has_started:
+        await _withdraw(opened, turn, parts.sessions, call_timeout_s)
+        raise error
     if isinstance(error, Timeout) and answer.text:
         response, error = answer.incomplete("timeout"), None
     elif error:
@@ -218,6 +224,17 @@ async def _abandon(opening: asyncio.Task[OpenedTurn], turn: Turn, sessions: Sess
     if not opened.finished:
         response = Answer(turn.opening.response).incomplete("client_disconnected")
         await _close(opened, response, turn, sessions, timeout_s)
+
+
+async def _withdraw(opened: OpenedTurn, turn: Turn, sessions: Sessions, timeout_s: float) -> None:
+    if opened.log_id is None:
+        return
+    asked = turn.opening
+    item_ids = tuple(item["id"] for item in asked.input_items)
+    withdrawal = sessions.withdraw_turn(WithdrawTurn(opened.log_id, asked.response["id"], item_ids))
+    # If this fails too, the question stays as one that was never answered; its own error matters more.
+    with anyio.CancelScope(shield=True), suppress(RayconteurError):
+        await asyncio.shield(_keep(withdrawal, timeout_s))
 
 
 async def _close(opened: OpenedTurn, response: Json, turn: Turn, sessions: Sessions, timeout_s: float) -> None:

@@ -23,6 +23,7 @@ from serve_app.types import (
     Passage,
     SearchQuery,
     StoreFileRef,
+    WithdrawTurn,
 )
 
 
@@ -62,7 +63,8 @@ class Generator(Protocol):
     def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
         """Server-sent events as vLLM writes them: `data: {chunk}\\n\\n`, last `data: [DONE]\\n\\n`.
 
-        A string holds one or more whole events. Raises like `complete`, before the first item. Closing the iterator stops the engine.
+        A string holds one or more whole events. Raises like `complete`, before the first item. Closing the iterator
+        stops the engine.
         """
         ...
 
@@ -82,6 +84,7 @@ class Sessions(Protocol):
 
     async def open_turn(self, turn: OpenTurn) -> OpenedTurn: ...
     async def close_turn(self, turn: CloseTurn) -> None: ...
+    async def withdraw_turn(self, turn: WithdrawTurn) -> None: ...
     async def get_response(self, response_id: str) -> Json: ...
     async def delete_response(self, response_id: str) -> None: ...
     async def list_input_items(self, response_id: str, page: PageQuery) -> Page: ...

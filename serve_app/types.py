@@ -203,6 +203,15 @@ class OpenedTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawTurn:
+    """A question that was refused before the model had begun: it is taken back, as if it had never been asked."""
+
+    log_id: str
+    response_id: str
+    input_item_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CloseTurn:
     """The answer, in its final state (`completed`, `incomplete` or `failed`), durable once the call returns."""
 

@@ -24,6 +24,7 @@ from serve_app.types import (
     Passage,
     SearchQuery,
     StoreFileRef,
+    WithdrawTurn,
 )
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 8}}
@@ -213,6 +214,10 @@ class LocalSessions:
         await asyncio.to_thread(self._log.close_turn, turn)
         self._journal.note(f"answer committed as {turn.response['status']}")
         self.closed.set()
+
+    async def withdraw_turn(self, turn: WithdrawTurn) -> None:
+        await asyncio.to_thread(self._log.withdraw_turn, turn)
+        self._journal.note("question withdrawn")
 
     async def get_response(self, response_id: str) -> Json:
         return await asyncio.to_thread(self._log.get_response, response_id)

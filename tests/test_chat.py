@@ -28,7 +28,7 @@ from serve_app.config import ApiConfig, AppConfig, SessionsConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded, Timeout, Unavailable
 from serve_app.storage.database import open_database
-from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, Ranking, new_id
+from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, new_id
 from tests.fakes import FakeParts, LocalSessions, build_passage
 
 T = TypeVar("T", bound=Event)
@@ -408,28 +408,34 @@ async def test_failure_in_mid_stream_keeps_the_text_and_fails_the_response(fakes
     assert await fakes.sessions.get_response(turn.opening.response["id"]) == finished.response
 
 
-@pytest.mark.parametrize(
-    ("refusal", "code"),
-    [(InvalidRequest("too long"), "invalid_prompt"), (Overloaded("full"), "rate_limit_exceeded")],
-)
-async def test_refused_prompt_leaves_a_failed_turn(fakes: FakeParts, refusal: Exception, code: str) -> None:
+@pytest.mark.parametrize("in_conversation", [False, True])
+@pytest.mark.parametrize("refusal", [InvalidRequest("too long"), Overloaded("full")])
+async def test_refused_question_is_taken_back_and_can_be_asked_again(
+    fakes: FakeParts, refusal: Exception, in_conversation: bool
+) -> None:
+    conversation = await fakes.sessions.create_conversation({}, ())
+    where = conversation.id if in_conversation else None
+    turn = ask(conversation=where, key="once")
     fakes.generator.refusal = refusal
-    turn = ask()
 
-    events = await run(turn, fakes)
+    with pytest.raises(type(refusal)):
+        await run(turn, fakes)
 
-    assert [type(event) for event in events] == [Opened, Finished]
-    stored = await fakes.sessions.get_response(turn.opening.response["id"])
-    assert (stored["status"], stored["error"]["code"], stored["output"]) == ("failed", code, [])
+    with pytest.raises(NotFound):
+        await fakes.sessions.get_response(turn.opening.response["id"])
+    assert (await fakes.sessions.list_items(conversation.id, PageQuery())).data == ()
+    fakes.generator.refusal = None
+    assert (await finish(ask(conversation=where, key="once"), fakes)).response["status"] == "completed"
+    items = (await fakes.sessions.list_items(conversation.id, PageQuery(order="asc"))).data
+    assert [item["role"] for item in items] == (["user", "assistant"] if in_conversation else [])
 
 
 async def test_search_that_fails_is_not_answered_from_nothing(fakes: FakeParts) -> None:
     fakes.retriever.failure = Unavailable("no index")
 
-    finished = await finish(ask(search=SEARCH), fakes)
+    with pytest.raises(Unavailable, match="no index"):
+        await run(ask(search=SEARCH), fakes)
 
-    assert finished.error is fakes.retriever.failure
-    assert finished.response["output"][0]["status"] == "incomplete"
     assert fakes.generator.requests == []
 
 

@@ -161,13 +161,10 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
 
 
 async def _peek(events: AsyncGenerator[Event, None]) -> list[Event]:
-    """What happens until the model begins. Before, an error still has its HTTP status."""
+    """What happens until the model begins. Before, an error has its HTTP status, and takes the question back."""
     begun: list[Event] = []
     async for event in events:
         begun.append(event)
-        if isinstance(event, Finished) and event.error:
-            await events.aclose()
-            raise event.error
         if isinstance(event, AnswerStarted | Finished):
             break
     return begun
@@ -187,8 +184,6 @@ async def _finish(events: AsyncGenerator[Event, None]) -> Finished:
             if isinstance(event, Finished):
                 break
     assert isinstance(event, Finished)
-    if event.error:
-        raise event.error
     return event
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, insert, null, select, update
+from sqlalchemy import Connection, and_, bindparam, insert, literal, null, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import is_id
@@ -130,6 +130,15 @@ def find_item(connection: Connection, log_id: str, item_id: str) -> Json | None:
         select(items.c.body).where(items.c.log_id == log_id, items.c.item_id == item_id)
     )
     return body
+
+
+def withdraw_items(connection: Connection, log_id: str, item_ids: Sequence[str]) -> None:
+    """Delete what the items hold, and free their idempotency keys. Their places stay, so that seqs have no gaps."""
+    connection.execute(
+        update(items)
+        .where(items.c.log_id == log_id, items.c.item_id.in_(item_ids))
+        .values(body=null(), idempotency_key=literal("withdrawn:") + items.c.item_id)
+    )
 
 
 def erase_item(connection: Connection, log_id: str, item_id: str) -> bool:

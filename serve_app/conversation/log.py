@@ -17,6 +17,7 @@ from serve_app.conversation.items import (
     read_appended,
     read_history,
     read_page,
+    withdraw_items,
 )
 from serve_app.conversation.responses import (
     IN_PROGRESS,
@@ -43,6 +44,7 @@ from serve_app.types import (
     OpenTurn,
     Page,
     PageQuery,
+    WithdrawTurn,
     new_id,
     now_s,
 )
@@ -197,6 +199,13 @@ class ConversationLog:
 
         if not self._in_log(turn.log_id, write, _not_found("Response", response_id)):
             self._check_closed_alike(turn.response)
+
+    def withdraw_turn(self, turn: WithdrawTurn) -> None:
+        """Take a question back that was not answered: its items and its response. Twice changes nothing."""
+        with self._database.write() as connection:
+            delete_response(connection, turn.response_id)
+            withdraw_items(connection, turn.log_id, turn.input_item_ids)
+            drop_unused_logs(connection, turn.log_id)
 
     def _open_unstored(self, turn: OpenTurn) -> OpenedTurn:
         with self._database.read() as connection:

@@ -364,7 +364,7 @@ def test_a_prompt_over_the_context_is_refused(app: ChatApp, stream: bool) -> Non
 
     with pytest.raises(openai.BadRequestError, match="longer than the context"):
         app.openai.responses.create(input="Hi", stream=stream)
-    assert app.fakes.journal.entries[-1] == "answer committed as failed"
+    assert app.fakes.journal.entries[-1] == "question withdrawn"
 
 
 @pytest.mark.parametrize("stream", [False, True])
