@@ -248,7 +248,8 @@ def test_a_client_that_leaves_stops_the_engine(app: ChatApp, searches: bool) -> 
     asked = searching(app, stream=True) if searches else body(stream=True)
 
     with app.http.stream("POST", "/v1/chat/completions", json=asked) as answer:
-        next(answer.iter_text())
+        arriving = answer.iter_text()  # kept: httpx closes the connection with it
+        next(arriving)
         assert app.fakes.generator.stalled.wait(10)
         assert not app.fakes.generator.closed.is_set()
 
