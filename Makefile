@@ -33,10 +33,10 @@ format: tools ## Put the code into shape
 	$(BIN)/ruff format .
 
 eval: setup ## Measure the answers' quality on the evaluation data
-	$(BIN)/python bench/eval.py
+	$(BIN)/python -m bench.eval
 
 bench: setup ## Measure what Rayconteur adds to a request
-	$(BIN)/python bench/overhead.py
+	$(BIN)/python -m bench.overhead
 
 hooks: tools ## Run the same checks before every commit
 	$(BIN)/pre-commit install
