@@ -19,7 +19,7 @@ from ir_measures import Qrel, R, ScoredDoc, nDCG
 from serve_app.config import EncoderConfig
 from serve_app.knowledge.encode import TextEncoder, load_encoder
 from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
-from serve_app.knowledge.split import passage_size, split
+from serve_app.knowledge.split import passage_size, split, texts_to_encode
 from serve_app.types import Json, Ranking, SearchQuery
 
 RANKINGS = {
@@ -64,7 +64,7 @@ class Collection:
             name: split(text, encoder.tokenizer, size.max_tokens, size.overlap_tokens) for name, text in texts.items()
         }
         started = time.perf_counter()
-        vectors = encoder.encode([piece.text for each in pieces.values() for piece in each])
+        vectors = encoder.encode([each for name in texts for each in texts_to_encode(texts[name], pieces[name])])
         passages_per_s = len(vectors) / (time.perf_counter() - started)
         files, start = [], 0
         for name, each in pieces.items():

@@ -22,7 +22,7 @@ from serve_app.errors import InternalError, InvalidRequest, RayconteurError, Uns
 from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.parse import extract_text
-from serve_app.knowledge.split import Piece, passage_size, split
+from serve_app.knowledge.split import Piece, passage_size, split, texts_to_encode
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
 from serve_app.types import AttributeChange, AttributeValue, FloatMatrix, Json
@@ -59,6 +59,8 @@ class _Job:
 class _Split:
     job: _Job
     pieces: list[Piece]
+    texts: list[str]
+    """To be encoded, one for each piece."""
 
 
 class Ingestor:
@@ -128,18 +130,16 @@ class Ingestor:
     def _split(self, job: _Job) -> _Split | None:
         """The passages of a file; None, and the file failed, if it cannot be used."""
         try:
-            pieces = self._read(job)
+            return self._read(job)
         except UnsupportedFile as error:
             self._fail(job, "unsupported_file", error.message)
         except InvalidRequest as error:
             self._fail(job, "invalid_file", error.message)
         except InternalError as error:
             self._fail(job, "server_error", error.message)
-        else:
-            return _Split(job, pieces)
         return None
 
-    def _read(self, job: _Job) -> list[Piece]:
+    def _read(self, job: _Job) -> _Split:
         if job.attempts > self._config.max_attempts:
             raise InternalError(f"The ingestion of the file was cut off {self._config.max_attempts} times")
         if job.encoder != self._encoder.model_id:
@@ -149,11 +149,12 @@ class Ingestor:
         except FileNotFoundError:
             raise InternalError("The content of the file is gone: upload it again") from None
         size = passage_size(job.chunking_strategy, self._encoder.max_tokens)
-        return split(text, self._encoder.tokenizer, size.max_tokens, size.overlap_tokens)
+        pieces = split(text, self._encoder.tokenizer, size.max_tokens, size.overlap_tokens)
+        return _Split(job, pieces, texts_to_encode(text, pieces))
 
     def _encode(self, parts: Sequence[_Split]) -> list[FloatMatrix]:
         """One matrix per part; all are encoded together, so that the encoder's batches are full."""
-        vectors = self._encoder.encode([piece.text for part in parts for piece in part.pieces])
+        vectors = self._encoder.encode([text for part in parts for text in part.texts])
         ends = np.cumsum([len(part.pieces) for part in parts])
         return np.split(vectors, ends[:-1]) if parts else []
 

@@ -1,6 +1,6 @@
 """A document's text to passages: `split` cuts along its structure, measured in the encoder's tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +12,7 @@ from serve_app.types import Json
 _MAX_AUTO_TOKENS = 512
 _MAX_CHARACTERS_PER_TOKEN = 20
 _SLAB_CHARACTERS = 50_000
+_MAX_TITLE_CHARACTERS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,23 @@ def split(text: str, tokenizer: Tokenizer, max_tokens: int, overlap_tokens: int)
         for offset, found in splitter.chunk_indices(slab)
         for piece in _bounded(Piece(found, start + offset), max_tokens * _MAX_CHARACTERS_PER_TOKEN)
     ]
+
+
+def texts_to_encode(text: str, pieces: Sequence[Piece]) -> list[str]:
+    """What the vectors of a document's pieces are made from: each piece under the title of the document, if it has one.
+
+    A piece from the middle seldom names what it is about. With the title a full passage exceeds the encoder's window by
+    less than the overlap: what is cut off, the next passage begins with.
+    """
+    title = _title(text)
+    return [piece.text if piece.start == 0 or not title else f"{title}\n{piece.text}" for piece in pieces]
+
+
+def _title(text: str) -> str:
+    """The first line, if it is a heading or a short paragraph of its own."""
+    line, _, rest = text.lstrip().partition("\n")
+    is_title = line.startswith("#") or (len(line) <= _MAX_TITLE_CHARACTERS and rest.startswith("\n"))
+    return line.lstrip("# ").strip()[:_MAX_TITLE_CHARACTERS] if is_title else ""
 
 
 @lru_cache(maxsize=16)

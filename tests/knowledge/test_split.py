@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from serve_app.knowledge.encode import TextEncoder
-from serve_app.knowledge.split import PassageSize, passage_size, split
+from serve_app.knowledge.split import PassageSize, Piece, passage_size, split, texts_to_encode
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +83,20 @@ def test_static_size_is_taken_as_it_is() -> None:
     strategy = {"type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}}
 
     assert passage_size(strategy, 254) == PassageSize(800, 400)
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("# Ferrets\nThey sleep.", "Ferrets"),
+        ("\n## Ferrets and otters\n\nThey sleep.", "Ferrets and otters"),
+        ("Ferrets\n\nThey sleep.", "Ferrets"),
+        ("A first paragraph, which is no title because it is long. " * 3 + "\n\nThey sleep.", ""),
+        ("A line\nof a paragraph.", ""),
+        ("# " + "word " * 100, ("word " * 100)[:120]),
+    ],
+)
+def test_vectors_of_later_passages_know_the_title(text: str, title: str) -> None:
+    pieces = [Piece("the first", 0), Piece("a later one", 500)]
+
+    assert texts_to_encode(text, pieces) == ["the first", f"{title}\na later one" if title else "a later one"]
