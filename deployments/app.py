@@ -4,6 +4,7 @@ No `from __future__ import annotations` here: Ray validates `args` against the p
 a class (`ray/serve/_private/api.py`, call_user_app_builder_with_args_if_necessary).
 """
 
+import ray
 from ray import serve
 from ray.serve import Application
 
@@ -13,14 +14,21 @@ from deployments.generator import Generator
 from deployments.indexer import Indexer
 from deployments.retriever import Retriever
 from deployments.sessions import Sessions
-from serve_app.config import AppConfig
+from serve_app.config import DATABASE_URL_ENV, AppConfig
 
 
 def build_app(config: AppConfig) -> Application:
     """The whole application, bound in the order in which a request meets its parts.
 
     A star: only the gateway holds handles, so the order of a request is written in one place (`serve_app/chat.py`).
+    Raises `ValueError` for SQLite on a cluster of several nodes: its file can be on one of them only.
     """
+    nodes = [node for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else []
+    if len(nodes) > 1 and config.storage.resolved_database_url.startswith("sqlite"):
+        raise ValueError(
+            f"SQLite serves one node, and this cluster has {len(nodes)}:"
+            f" put the URL of a PostgreSQL database into the environment of every node as {DATABASE_URL_ENV}"
+        )
     return serve.deployment(Gateway).bind(
         config,
         sessions=serve.deployment(Sessions).bind(config),

@@ -41,7 +41,8 @@ class Generator:
         """
         async for event in await self._answer(request):
             if event.startswith(ERROR_EVENT):
-                raise InternalError(json.loads(event[len("data: ") :])["error"]["message"])
+                error = json.loads(event[len("data: ") :])["error"]
+                raise _refusal(error["message"], error["code"], error.get("param"))
             yield event
 
     async def ready(self) -> None:
@@ -71,7 +72,7 @@ class Generator:
         except (VLLMClientError, ValueError) as error:
             answer = self._chat.create_error_response(error)
         if isinstance(answer, ErrorResponse):
-            raise _refusal(answer.error)
+            raise _refusal(answer.error.message, answer.error.code, answer.error.param)
         return answer
 
 
@@ -132,11 +133,14 @@ def _invalid_payload(error: Any) -> InvalidRequest:
     return InvalidRequest(f"{field or 'the request'}: {error['msg']}", param=field)
 
 
-def _refusal(error: Any) -> RayconteurError:
-    """vLLM's `ErrorInfo` as ours."""
-    if error.code == 404:
-        return NotFound(error.message, param=error.param)
-    if error.code < 500:
-        is_too_long = "context length" in error.message
-        return InvalidRequest(error.message, param=error.param, code="context_length_exceeded" if is_too_long else None)
-    return InternalError(error.message)
+def _refusal(message: str, code: int, param: str | None) -> RayconteurError:
+    """vLLM's error as ours."""
+    if message.startswith("Grammar error"):
+        # The schema is first read inside the engine, and vLLM takes what it finds there for its own fault.
+        return InvalidRequest(message, param="response_format")
+    if code == 404:
+        return NotFound(message, param=param)
+    if code < 500:
+        is_too_long = "context length" in message
+        return InvalidRequest(message, param=param, code="context_length_exceeded" if is_too_long else None)
+    return InternalError(message)

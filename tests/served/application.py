@@ -14,7 +14,7 @@ import httpx
 import psutil
 import yaml
 
-from serve_app.cli.cluster import Dashboard, ray_token
+from serve_app.cli.cluster import ray_token
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 420
@@ -33,8 +33,12 @@ class Application:
         return pid
 
     def replica_pids(self, deployment: str) -> list[int]:
-        application = Dashboard(DASHBOARD_PORT, ray_token(os.environ)).applications()["rayconteur"]
-        replicas = application["deployments"][deployment]["replicas"]
+        answer = httpx.get(
+            f"http://127.0.0.1:{DASHBOARD_PORT}/api/serve/applications/",
+            headers={"authorization": f"Bearer {ray_token(os.environ)}"},
+            timeout=30,
+        )
+        replicas = answer.json()["applications"]["rayconteur"]["deployments"][deployment]["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
     def processes(self) -> list[psutil.Process]:

@@ -1,4 +1,6 @@
-"""The same engine called directly, without Ray and HTTP: prints its greedy answers as a JSON list. Run as a program."""
+"""The same engine called directly, without Ray and HTTP. Run as a program: prints its greedy answers as a JSON list,
+on a line that begins with `ANSWERS `, because vLLM prints too.
+"""
 
 import json
 import sys
@@ -17,7 +19,7 @@ def main() -> None:
     llm = LLM.from_engine_args(arguments)
     conversations = [[{"role": "user", "content": prompt}] for prompt in request["prompts"]]
     outputs = llm.chat(conversations, SamplingParams(temperature=0, max_tokens=request["max_tokens"]), use_tqdm=False)
-    print(json.dumps([output.outputs[0].text for output in outputs]))
+    print("ANSWERS", json.dumps([output.outputs[0].text for output in outputs]))
 
 
 if __name__ == "__main__":
