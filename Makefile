@@ -59,3 +59,4 @@ tools: environment
 
 models: environment
 	@$(BIN)/python -m serve_app.models $(MODELS)
+	@$(BIN)/python -c "from serve_app.config import EncoderConfig; from serve_app.knowledge.encode import load_encoder; load_encoder(EncoderConfig())"

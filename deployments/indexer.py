@@ -1,13 +1,12 @@
 """The one writer of every vector store: ingestion, and the changes that clients ask for.
 
-All of it runs on one thread, because concurrent writers would make LanceDB retry, and can double rows
-(`merge_insert` of the same new keys). More replicas would be more writers: keep it at one.
+One process, because concurrent writers make LanceDB retry and can double rows. More replicas would be more writers:
+keep it at one. Ingestion has one thread, and the changes another, so that a deletion does not wait behind a long batch.
 """
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
@@ -16,8 +15,6 @@ from serve_app.knowledge.ingest import Ingestor
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
 from serve_app.types import AttributeChange, StoreFileRef
-
-Result = TypeVar("Result")
 
 
 class Indexer:
@@ -29,7 +26,8 @@ class Indexer:
             database, FileStore(database, config.storage.files_folder), encoder, self._index, config.ingestion
         )
         self._poll_interval_s = config.ingestion.poll_interval_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._work = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -37,13 +35,13 @@ class Indexer:
         self._work.set()
 
     async def update_attributes(self, change: AttributeChange) -> None:
-        await self._run(lambda: self._index.update_attributes(change))
+        await self._change(lambda: self._index.update_attributes(change))
 
     async def remove_file(self, ref: StoreFileRef) -> None:
-        await self._run(lambda: self._index.remove_file(ref.store_id, ref.file_id))
+        await self._change(lambda: self._index.remove_file(ref.store_id, ref.file_id))
 
     async def drop_store(self, store_id: str) -> None:
-        await self._run(lambda: self._index.drop(store_id))
+        await self._change(lambda: self._index.drop(store_id))
 
     async def ready(self) -> None:
         """Returns if the ingestion loop is alive; raises what ended it otherwise."""
@@ -58,14 +56,15 @@ class Indexer:
 
     async def _ingest(self) -> None:
         """Work through what the database holds, for as long as the replica lives."""
+        loop = asyncio.get_running_loop()
         while True:
             self._work.clear()
-            while await self._run(self._ingestor.run_once):
+            while await loop.run_in_executor(self._ingestion, self._ingestor.run_once):
                 pass
             try:
                 await asyncio.wait_for(self._work.wait(), self._poll_interval_s)
             except TimeoutError:
                 continue
 
-    async def _run(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _change(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._changes, work)
