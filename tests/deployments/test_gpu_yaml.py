@@ -55,7 +55,7 @@ def test_gpu_memory_of_the_generator_stays_within_its_fraction() -> None:
 
 @pytest.fixture
 def gpu_cluster() -> Iterator[None]:
-    ray.init(num_cpus=16, num_gpus=1, include_dashboard=False, object_store_memory=100 * 2**20)
+    ray.init(address="local", num_cpus=16, num_gpus=1, include_dashboard=False, object_store_memory=100 * 2**20)
     yield
     serve.shutdown()
     ray.shutdown()

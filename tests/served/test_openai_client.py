@@ -38,7 +38,7 @@ def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store_id(client: openai.OpenAI, handbook: Path) -> str:
-    store = client.vector_stores.create(name="handbook")
+    store = client.vector_stores.create(name="harbour")
     batch = client.vector_stores.file_batches.upload_and_poll(
         vector_store_id=store.id, files=sorted(handbook.iterdir()), poll_interval_ms=200
     )
