@@ -22,7 +22,7 @@ def main() -> None:
     from serve_app.models import resolve_model
 
     generator, engine_environment = read_config(Path(sys.argv[1]))
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False)
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=int(sys.argv[2])))
     config = LLMConfig(
         model_loading_config={"model_id": generator.model_id, "model_source": resolve_model(generator.model_source)},

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,14 @@ class RayHead:
                 _signal(process, signal.SIGKILL)
             psutil.wait_procs(remaining, timeout=3)
         self._process.wait()
+        self._forget_address()
+
+    def _forget_address(self) -> None:
+        """What `ray stop` does at the end: a later `ray.init()` on this machine would look for this Ray."""
+        noted = Path(self._environment.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+        with suppress(FileNotFoundError):
+            if noted.read_text().strip().endswith(f":{self._ports.ray}"):
+                noted.unlink()
 
     def _descendants(self) -> list[psutil.Process]:
         self._reap_orphans()
