@@ -40,7 +40,7 @@ class Load:
     max_tokens: int
 
 
-LOADS = (Load(1, 4, 48), Load(8, 16, 48), Load(32, 64, 48))
+LOADS = (Load(1, 4, 48), Load(8, 24, 48), Load(32, 64, 48))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from serve_app.types import FloatMatrix
 class Embedder:
     def __init__(self, config: AppConfig) -> None:
         self._encoder = load_encoder(config.encoder)
+        # So that the first question does not wait for the model to be compiled.
+        self._encoder.encode(("ready?",))
         # One thread: the encoder itself uses all the cores that it may.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 

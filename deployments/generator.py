@@ -7,9 +7,13 @@ takes about nine seconds and 0.8 GB.
 """
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
+
+import psutil
+import ray
 
 from serve_app.config import AppConfig, GeneratorConfig
 from serve_app.errors import InternalError, InvalidRequest, NotFound, RayconteurError, Unavailable
@@ -81,10 +85,13 @@ async def start_engine(config: GeneratorConfig) -> "tuple[AsyncLLM, OpenAIServin
     from starlette.datastructures import State
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
+    if current_platform.is_cpu():
+        unbind_openmp()
     arguments = parse_engine_arguments(config)
     engine_args = AsyncEngineArgs.from_cli_args(arguments)
     engine = AsyncLLM.from_vllm_config(
@@ -95,6 +102,16 @@ async def start_engine(config: GeneratorConfig) -> "tuple[AsyncLLM, OpenAIServin
     state = State()
     await init_app_state(engine, state, arguments, await engine.get_supported_tasks())
     return engine, state.openai_serving_chat
+
+
+def unbind_openmp() -> None:
+    """A thread for each core, unless the YAML's `env_vars` say otherwise.
+
+    Ray sets as many threads as the replica has `num_cpus`, which are a share for placement here, and no limit.
+    """
+    if "OMP_NUM_THREADS" not in ray.get_runtime_context().runtime_env.get("env_vars", {}):
+        cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+        os.environ["OMP_NUM_THREADS"] = str(cores)
 
 
 def parse_engine_arguments(config: GeneratorConfig) -> Namespace:

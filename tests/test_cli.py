@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from serve_app.api.app import create_app
 from serve_app.cli import app
-from serve_app.cli.cluster import free_port
+from serve_app.cli.cluster import free_ports
 from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import Database, open_database
@@ -255,7 +255,7 @@ def test_stores_are_listed_with_their_files(server: Server, docs: Path) -> None:
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
-    result = CliRunner().invoke(app, ["stores", "--url", f"http://127.0.0.1:{free_port()}"])
+    result = CliRunner().invoke(app, ["stores", "--url", f"http://127.0.0.1:{free_ports(1)[0]}"])
 
     assert result.exit_code == 1
     assert "start it with `rayconteur serve`" in result.stderr
@@ -368,7 +368,7 @@ def test_serve_tells_of_a_port_in_use_before_it_starts_anything(tmp_path: Path) 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken = str(listener.getsockname()[1])
         for option in ("--port", "--dashboard-port", "--ray-port"):
-            free = {each: str(free_port()) for each in ("--port", "--dashboard-port", "--ray-port")}
+            free = dict(zip(("--port", "--dashboard-port", "--ray-port"), map(str, free_ports(3)), strict=True))
             ports = [word for pair in {**free, option: taken}.items() for word in pair]
             result = CliRunner().invoke(app, ["serve", str(config), *ports])
 
@@ -389,7 +389,7 @@ def test_serve_checks_the_configuration_before_it_starts_anything(tmp_path: Path
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    ports = [free_port() for _ in range(3)]
+    ports = free_ports(3)
     with started(write_tiny_app(tmp_path, "front"), ports) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -409,7 +409,7 @@ def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_serve_shows_why_a_deployment_failed(tmp_path: Path) -> None:
-    with started(write_tiny_app(tmp_path, "broken"), [free_port() for _ in range(3)]) as process:
+    with started(write_tiny_app(tmp_path, "broken"), free_ports(3)) as process:
         _, errors = process.communicate(timeout=200)
 
     assert process.returncode == 1

@@ -12,13 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 
+from serve_app.cli.haproxy import haproxy_environment
 from serve_app.types import Json
 
 # Set for Ray unless the user has set them: the meaning of each is in the README.
@@ -28,8 +29,14 @@ DEFAULT_ENVIRONMENT = {
     # In spite of its name: with 0 Ray stays on 127.0.0.1, and without it turns that into the machine's public address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Comes with the line above, and would open a port on every interface for each gateway.
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # What Ray does while nobody asks takes 20 % of a core otherwise, and 10 % so.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "RAY_event_stats": "0",
+    "RAY_io_context_monitor_probe_interval_ms": "10000",
+    "REPORTER_UPDATE_INTERVAL_MS": "10000",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
@@ -54,7 +61,10 @@ class RayHead:
     """Ray's head node as child processes. `stop` ends all of them, and no others."""
 
     def __init__(self, ports: Ports, num_cpus: float, environment: Mapping[str, str]) -> None:
-        self._environment = {**DEFAULT_ENVIRONMENT, **environment}
+        # Not in the folder of TMPDIR: HAProxy's sockets lie in it, whose paths may not be long.
+        self._folder = tempfile.TemporaryDirectory(prefix="rayconteur-", dir="/tmp")
+        haproxy = haproxy_environment(Path(self._folder.name), free_ports(4))
+        self._environment = {**DEFAULT_ENVIRONMENT, **haproxy, **environment}
         # An address left over from another cluster would be followed.
         self._environment.pop("RAY_ADDRESS", None)
         self._ports = ports
@@ -70,14 +80,15 @@ class RayHead:
         # Processes that lose their parent become ours, so that none can be lost at the end.
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._not_ours = {child.pid for child in psutil.Process().children(recursive=True)}
+        client_port, agent_port = free_ports(2)
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
                 *("--node-ip-address", "127.0.0.1", "--port", str(self._ports.ray)),
                 *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._ports.dashboard)),
                 # Nobody is told these two, and their defaults belong to the first Ray of a machine.
-                *("--ray-client-server-port", str(free_port())),
-                *("--dashboard-agent-listen-port", str(free_port())),
+                *("--ray-client-server-port", str(client_port)),
+                *("--dashboard-agent-listen-port", str(agent_port)),
                 # Not needed on one machine without interactive drivers: 80 MB each.
                 *("--no-monitor", "--include-log-monitor", "false"),
                 *("--num-cpus", f"{self._num_cpus:g}", "--object-store-memory", str(OBJECT_STORE_BYTES)),
@@ -108,20 +119,20 @@ class RayHead:
         self._reap_orphans()
 
     def stop(self, patience_s: float = 15.0) -> None:
-        if self._process is None:
-            return
-        self._process.terminate()
-        psutil.wait_procs(self._descendants(), timeout=patience_s)
-        for process in self._descendants():
-            _signal(process, signal.SIGTERM)
-        psutil.wait_procs(self._descendants(), timeout=3)
-        # Those that are killed may leave children, which become ours: look again until there are none.
-        while remaining := self._descendants():
-            for process in remaining:
-                _signal(process, signal.SIGKILL)
-            psutil.wait_procs(remaining, timeout=3)
-        self._process.wait()
-        self._forget_address()
+        if self._process is not None:
+            self._process.terminate()
+            psutil.wait_procs(self._descendants(), timeout=patience_s)
+            for process in self._descendants():
+                _signal(process, signal.SIGTERM)
+            psutil.wait_procs(self._descendants(), timeout=3)
+            # Those that are killed may leave children, which become ours: look again until there are none.
+            while remaining := self._descendants():
+                for process in remaining:
+                    _signal(process, signal.SIGKILL)
+                psutil.wait_procs(remaining, timeout=3)
+            self._process.wait()
+            self._forget_address()
+        self._folder.cleanup()
 
     def _forget_address(self) -> None:
         """What `ray stop` does at the end: a later `ray.init()` on this machine would look for this Ray."""
@@ -224,11 +235,12 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

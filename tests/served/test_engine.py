@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 import yaml
 
@@ -122,21 +123,50 @@ def test_memory_when_idle(application: Application) -> None:
     assert memory[application.replica_pid("Gateway")].rss < 250e6
 
 
+def test_nothing_listens_beyond_this_machine(application: Application) -> None:
+    """Gateways, replicas, HAProxy's pages, Ray's own ports: all at 127.0.0.1."""
+    application.wait_until_ready()
+    listening = [
+        (process.name(), connection.laddr.ip)
+        for process in application.processes()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 10
+    assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}, listening
+
+
+def test_a_large_upload_does_not_fill_the_memory(
+    client: openai.OpenAI, application: Application, tmp_path: Path
+) -> None:
+    large = tmp_path / "large.txt"
+    write_lines(large, 95 * 2**20)
+    before = {process.pid: process.memory_info().rss for process in application.processes()}
+
+    uploaded = client.files.create(file=large, purpose="assistants")
+
+    grown = sum(process.memory_info().rss - before.get(process.pid, 0) for process in application.processes())
+    print(f"{uploaded.bytes / 1e6:.0f} MB uploaded, {grown / 1e6:.0f} MB more in memory")
+    client.files.delete(uploaded.id)
+    assert uploaded.bytes == large.stat().st_size
+    assert grown < large.stat().st_size / 2
+
+
 def test_an_upload_over_the_limit_is_refused_and_nothing_stays(
     client: openai.OpenAI, application: Application, tmp_path: Path
 ) -> None:
-    large, too_large = tmp_path / "large.txt", tmp_path / "too-large.txt"
-    for path, size in ((large, 90), (too_large, 200)):
-        with path.open("wb") as file:
-            for _ in range(size):
-                file.write(b"a line of text\n" * (2**20 // 15))
-
-    uploaded = client.files.create(file=large, purpose="assistants")
-    assert uploaded.bytes == large.stat().st_size
-    client.files.delete(uploaded.id)
+    too_large = tmp_path / "too-large.txt"
+    write_lines(too_large, 200 * 2**20)
 
     with pytest.raises(openai.APIStatusError) as refused:
         client.files.create(file=too_large, purpose="assistants")
+
     assert refused.value.status_code == 413
     kept = {path.name for path in (application.folder / "files").rglob("*") if path.is_file()}
     assert kept == {file.id for file in client.files.list()}
+
+
+def write_lines(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        for _ in range(size // 2**20):
+            file.write(b"a line of text\n" * (2**20 // 15))
