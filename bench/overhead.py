@@ -111,7 +111,7 @@ def started(server: Server) -> Iterator[None]:
         wait_until_ready(server, process, Path(log.name))
         yield
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):

@@ -18,7 +18,7 @@ def main() -> None:
     from ray.serve.llm import LLMConfig, build_openai_app
 
     from bench.overhead import read_config
-    from deployments.generator import fastest_dtype
+    from deployments.generator import fastest_dtype, openmp_threads
     from serve_app.models import resolve_model
 
     generator, engine_environment = read_config(Path(sys.argv[1]))
@@ -29,7 +29,8 @@ def main() -> None:
         engine_kwargs={"dtype": fastest_dtype()} | generator.engine,
         accelerator_config={"kind": "cpu"},
         placement_group_config={"bundle_per_worker": {"CPU": 1}},
-        runtime_env={"env_vars": engine_environment},
+        # Ray would give OpenMP one thread, as many as the replica has CPUs.
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(openmp_threads()), **engine_environment}},
         experimental_configs={"stream_batching_interval_ms": 0},
         deployment_config={
             "num_replicas": 1,

@@ -90,8 +90,9 @@ async def start_engine(config: GeneratorConfig) -> "tuple[AsyncLLM, OpenAIServin
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-    if current_platform.is_cpu():
-        unbind_openmp()
+    if current_platform.is_cpu() and "OMP_NUM_THREADS" not in ray.get_runtime_context().runtime_env.get("env_vars", {}):
+        # Ray has set it to the replica's `num_cpus`, which are a share for placement here, and no limit.
+        os.environ["OMP_NUM_THREADS"] = str(openmp_threads())
     arguments = parse_engine_arguments(config)
     engine_args = AsyncEngineArgs.from_cli_args(arguments)
     engine = AsyncLLM.from_vllm_config(
@@ -104,14 +105,9 @@ async def start_engine(config: GeneratorConfig) -> "tuple[AsyncLLM, OpenAIServin
     return engine, state.openai_serving_chat
 
 
-def unbind_openmp() -> None:
-    """A thread for each core, unless the YAML's `env_vars` say otherwise.
-
-    Ray sets as many threads as the replica has `num_cpus`, which are a share for placement here, and no limit.
-    """
-    if "OMP_NUM_THREADS" not in ray.get_runtime_context().runtime_env.get("env_vars", {}):
-        cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
-        os.environ["OMP_NUM_THREADS"] = str(cores)
+def openmp_threads() -> int:
+    """One for each core, of those that this process may use."""
+    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
 
 
 def parse_engine_arguments(config: GeneratorConfig) -> Namespace:
