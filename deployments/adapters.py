@@ -29,6 +29,7 @@ from serve_app.types import (
     Json,
     OpenedTurn,
     OpenTurn,
+    Optimization,
     Page,
     PageQuery,
     Passage,
@@ -70,8 +71,8 @@ class RemoteRetriever:
 
 
 class RemoteIndexer:
-    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
-        self._handle, self._timeout_s = handle, timeout_s
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float, long_timeout_s: float) -> None:
+        self._handle, self._timeout_s, self._long_timeout_s = handle, timeout_s, long_timeout_s
 
     async def wake(self) -> None:
         await _call(self._handle.wake, timeout_s=self._timeout_s)
@@ -84,6 +85,10 @@ class RemoteIndexer:
 
     async def drop_store(self, store_id: str) -> None:
         await _call(self._handle.drop_store, store_id, timeout_s=self._timeout_s)
+
+    async def optimize(self, store_id: str) -> Optimization:
+        done: Optimization = await _call(self._handle.optimize, store_id, timeout_s=self._long_timeout_s)
+        return done
 
 
 class RemoteGenerator:

@@ -51,7 +51,7 @@ class Gateway:
         parts = Parts(
             embedder=RemoteEmbedder(handles["embedder"], timeout_s),
             retriever=RemoteRetriever(handles["retriever"], timeout_s),
-            indexer=RemoteIndexer(handles["indexer"], timeout_s),
+            indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
             generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
             sessions=RemoteSessions(handles["sessions"], timeout_s),
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),

@@ -1,12 +1,14 @@
 """The one writer of every vector store: ingestion, and the changes that clients ask for.
 
 One process, because concurrent writers make LanceDB retry and can double rows. More replicas would be more writers:
-keep it at one. Ingestion has one thread, and the changes another, so that a deletion does not wait behind a long batch.
+keep it at one. Ingestion has one thread, the changes another, and what is to be optimised now a third: a deletion waits
+neither behind a long batch nor behind minutes of compaction.
 """
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
@@ -14,7 +16,7 @@ from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
-from serve_app.types import AttributeChange, StoreFileRef
+from serve_app.types import AttributeChange, Optimization, StoreFileRef
 
 
 class Indexer:
@@ -28,6 +30,7 @@ class Indexer:
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
+        self._maintenance = ThreadPoolExecutor(1, thread_name_prefix="maintain")
         self._work = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -42,6 +45,10 @@ class Indexer:
 
     async def drop_store(self, store_id: str) -> None:
         await self._change(lambda: self._index.drop(store_id))
+
+    async def optimize(self, store_id: str) -> Optimization:
+        work = partial(self._index.optimize, store_id)
+        return await asyncio.get_running_loop().run_in_executor(self._maintenance, work)
 
     async def ready(self) -> None:
         """Returns if the ingestion loop is alive; raises what ended it otherwise."""

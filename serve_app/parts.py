@@ -18,6 +18,7 @@ from serve_app.types import (
     Json,
     OpenedTurn,
     OpenTurn,
+    Optimization,
     Page,
     PageQuery,
     Passage,
@@ -53,6 +54,10 @@ class Indexer(Protocol):
         ...
 
     async def drop_store(self, store_id: str) -> None: ...
+
+    async def optimize(self, store_id: str) -> Optimization:
+        """Searches and changes go on meanwhile. Seconds, for a million passages minutes."""
+        ...
 
 
 class Generator(Protocol):

@@ -19,6 +19,7 @@ from serve_app.types import (
     Json,
     OpenedTurn,
     OpenTurn,
+    Optimization,
     Page,
     PageQuery,
     Passage,
@@ -73,6 +74,8 @@ class FakeIndexer:
     async def update_attributes(self, change: AttributeChange) -> None: ...
     async def remove_file(self, ref: StoreFileRef) -> None: ...
     async def drop_store(self, store_id: str) -> None: ...
+    async def optimize(self, store_id: str) -> Optimization:
+        return Optimization()
 
 
 class FakeGenerator:

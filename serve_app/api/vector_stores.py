@@ -169,6 +169,22 @@ async def search_store(store_id: str, body: SearchBody, context: InContext) -> J
     }
 
 
+@router.post("/{store_id}/optimize")
+async def optimize_store(store_id: str, context: InContext) -> Json:
+    """Do now what the server else does by itself when it is worth it; searches and changes go on meanwhile."""
+    await run_in_threadpool(context.catalog.require_stores, [store_id])
+    done = await context.parts.indexer.optimize(store_id)
+    return {
+        "object": "vector_store.optimization",
+        "vector_store_id": store_id,
+        "duplicates_removed": done.duplicates_removed,
+        "fragments": _before_and_after(done.fragments),
+        "size_bytes": _before_and_after(done.size_bytes),
+        "search_ms": _before_and_after(done.search_ms),
+        "elapsed_ms": round(done.elapsed_ms, 1),
+    }
+
+
 # Files in a store
 
 
@@ -254,6 +270,11 @@ async def _wake_indexer(context: Context) -> None:
         await context.parts.indexer.wake()
     except RayconteurError as error:
         log.warning("the indexer could not be woken and will find its work later: %s", error)
+
+
+def _before_and_after(pair: tuple[float, float]) -> Json:
+    before, after = pair
+    return {"before": round(before, 2), "after": round(after, 2)}
 
 
 def _result(passage: Passage) -> Json:

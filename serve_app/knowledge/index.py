@@ -9,7 +9,8 @@ import json
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from lancedb.index import FTS
 from lancedb.query import MatchQuery
 
 from serve_app.errors import InternalError, InvalidRequest
+from serve_app.knowledge import maintenance
 from serve_app.knowledge.split import Piece
 from serve_app.types import (
     AttributeChange,
@@ -32,17 +34,11 @@ from serve_app.types import (
     Filter,
     FloatMatrix,
     Json,
+    Optimization,
     Passage,
     Ranking,
     SearchQuery,
 )
-
-MAX_UNINDEXED_ROWS = 1000
-"""Each thousand passages that the text index does not hold yet cost a text search about 20 ms."""
-MAX_SMALL_FRAGMENTS = 100
-"""Each commit leaves a fragment, and a vector search opens all of them."""
-KEEP_VERSIONS_FOR = timedelta(hours=1)
-"""A search that is under way reads the version it began with; younger versions are never cleaned up."""
 
 _RRF_K = 60
 """Cormack, Clarke and Buettcher 2009."""
@@ -74,6 +70,7 @@ class IndexWriter:
 
     def __init__(self, folder: Path, dimensions: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0), session=_session())
         self._dimensions = dimensions
         self._lock = Lock()  # two that add columns or make the table at once would refuse each other
@@ -121,21 +118,41 @@ class IndexWriter:
 
     def maintain(self, store_id: str) -> None:
         """Bring the text index up to date and merge small fragments, if searches would notice."""
-        table = self._open(store_id)
-        if table is None:
-            return
-        try:
-            statistics = table.index_stats("text_idx")
-            if statistics is None:
-                table.create_index("text", config=_text_index())
+        with self._unless_dropped(store_id) as table:
+            if table is None:
                 return
-            small_fragments = table.stats()["fragment_stats"]["num_small_fragments"]
-            if statistics.num_unindexed_rows > MAX_UNINDEXED_ROWS or small_fragments > MAX_SMALL_FRAGMENTS:
-                table.optimize(cleanup_older_than=KEEP_VERSIONS_FOR)
+            if table.index_stats("text_idx") is None:
+                table.create_index("text", config=_text_index())
+            elif maintenance.needs_maintenance(table):
+                maintenance.merge(table, self._table_folder(store_id))
+
+    def optimize(self, store_id: str) -> Optimization:
+        """Do all of that now, remove what a claim that was lost has left, and say what it did."""
+        with self._unless_dropped(store_id) as table:
+            if table is not None:
+                return maintenance.optimize(
+                    table, self._table_folder(store_id), lambda: self._remove_superseded(store_id, table)
+                )
+        return Optimization()
+
+    def _remove_superseded(self, store_id: str, table: Any) -> int:
+        rows = table.count_rows()
+        for file_id, last_fence in maintenance.superseded(table):
+            self.remove_file(store_id, file_id, before_fence=last_fence)
+        return int(rows - table.count_rows())
+
+    @contextmanager
+    def _unless_dropped(self, store_id: str) -> Iterator[Any | None]:
+        """The store's table, for work that takes seconds and is not done under the lock."""
+        try:
+            yield self._open(store_id)
         except RuntimeError:
-            # Not under the lock, as it takes seconds: the store may be dropped meanwhile.
+            # Of a store that is dropped meanwhile there is nothing left to do.
             if self._open(store_id) is not None:
                 raise
+
+    def _table_folder(self, store_id: str) -> Path:
+        return self._folder / f"{_checked(store_id)}.lance"
 
     def version(self, store_id: str) -> int | None:
         """How many commits the store has had; None if it has no table."""

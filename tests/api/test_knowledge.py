@@ -15,7 +15,7 @@ from serve_app.knowledge.index import IndexReader, IndexWriter
 from serve_app.knowledge.ingest import Ingestor
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
-from serve_app.types import AttributeChange, FloatMatrix, Passage, SearchQuery, StoreFileRef
+from serve_app.types import AttributeChange, FloatMatrix, Optimization, Passage, SearchQuery, StoreFileRef
 from tests.api.conftest import build_app, open_test_database
 from tests.api.parts import knowledge_parts
 from tests.server import serve
@@ -68,6 +68,9 @@ class LocalIndex:
 
     async def drop_store(self, store_id: str) -> None:
         await run_in_threadpool(self._writer.drop, store_id)
+
+    async def optimize(self, store_id: str) -> Optimization:
+        return await run_in_threadpool(self._writer.optimize, store_id)
 
     async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
         return await self._reader.search(query)

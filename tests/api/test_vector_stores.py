@@ -264,6 +264,7 @@ def test_files_are_listed_by_status(api: Api) -> None:
         ("POST", "/file_batches/b/cancel", None),
         ("GET", "/file_batches/b/files", None),
         ("POST", "/search", {"query": "a"}),
+        ("POST", "/optimize", None),
     ],
 )
 def test_an_unknown_store_is_not_found_wherever_it_is_named(
@@ -483,3 +484,15 @@ def test_a_store_made_by_another_encoder_is_refused(api: Api) -> None:
     with pytest.raises(openai.BadRequestError, match="another-encoder") as refused:
         api.openai.vector_stores.search(store.id, query="a")
     assert refused.value.code == "encoder_mismatch"
+
+
+def test_a_store_is_optimised_and_told_what_that_did(api: Api) -> None:
+    store = api.openai.vector_stores.create()
+
+    done = api.openai.post(f"/vector_stores/{store.id}/optimize", cast_to=dict[str, Any])
+
+    assert done["object"] == "vector_store.optimization"
+    assert done["vector_store_id"] == store.id
+    assert done["duplicates_removed"] == 0
+    assert done["fragments"] == {"before": 7, "after": 1}
+    assert set(done["size_bytes"]) == set(done["search_ms"]) == {"before", "after"}

@@ -1,6 +1,7 @@
 """What a user does, with OpenAI's own client, unchanged: documents in, questions, follow-ups, all remembered."""
 
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -69,6 +70,17 @@ def test_search_finds_the_passage(client: openai.OpenAI, store_id: str) -> None:
     assert found[0].filename == "lighthouse.md"
     assert "1932" in found[0].content[0].text
     assert 0 < found[0].score <= 1
+
+
+def test_an_optimised_store_answers_as_before(client: openai.OpenAI, store_id: str) -> None:
+    question = "When was the lamp electrified?"
+    before = [result.to_dict() for result in client.vector_stores.search(store_id, query=question).data]
+
+    done = client.post(f"/vector_stores/{store_id}/optimize", cast_to=dict[str, Any])
+
+    assert done["duplicates_removed"] == 0
+    assert done["fragments"]["after"] == 1
+    assert [result.to_dict() for result in client.vector_stores.search(store_id, query=question).data] == before
 
 
 def test_streamed_answer_cites_and_follow_ups_remember(client: openai.OpenAI, store_id: str) -> None:

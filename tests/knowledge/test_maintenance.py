@@ -1,0 +1,105 @@
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app.knowledge import maintenance
+from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
+from serve_app.knowledge.split import Piece
+from serve_app.types import Optimization, Passage, Ranking, SearchQuery
+
+STORE = "vs_0a"
+ROUNDS = 30
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> IndexWriter:
+    """A store of thirty small commits."""
+    writer = IndexWriter(tmp_path, 4)
+    for number in range(ROUNDS):
+        add(writer, f"file-{number}")
+    return writer
+
+
+def add(writer: IndexWriter, file_id: str, *, fence: int = 1) -> None:
+    angle = np.float32(sum(file_id.encode()) / 100)
+    vector = np.array([[np.cos(angle), np.sin(angle), 0, 0]], dtype=np.float32)
+    writer.add(STORE, [FilePassages(file_id, "a.txt", {}, [Piece(f"wing {file_id}", 0)], vector, fence)])
+
+
+async def found(folder: Path, text: str = "wing", max_results: int = 50) -> list[Passage]:
+    vector = np.array([1, 0, 0, 0], dtype=np.float32)
+    query = SearchQuery(STORE, text, vector, max_results, None, Ranking())
+    return list(await IndexReader(folder).search(query))
+
+
+async def test_optimising_merges_what_many_commits_left_and_changes_no_answer(
+    writer: IndexWriter, tmp_path: Path
+) -> None:
+    before = await found(tmp_path)
+
+    done = writer.optimize(STORE)
+
+    assert done.fragments == (ROUNDS, 1)
+    assert done.duplicates_removed == 0
+    assert min(done.size_bytes) > 0
+    assert min(*done.search_ms, done.elapsed_ms) > 0
+    after = await found(tmp_path)
+    assert {passage.passage_id for passage in after} == {passage.passage_id for passage in before}
+    assert len(after) == ROUNDS
+
+
+async def test_what_a_lost_claim_left_is_removed(writer: IndexWriter, tmp_path: Path) -> None:
+    add(writer, "file-3", fence=2)
+    add(writer, "file-3", fence=4)
+    add(writer, "file-7", fence=3)
+
+    assert writer.optimize(STORE).duplicates_removed == 3
+
+    passages = await found(tmp_path)
+    assert len(passages) == ROUNDS
+    assert len({passage.passage_id for passage in passages}) == ROUNDS
+    assert writer.optimize(STORE).duplicates_removed == 0
+
+
+async def test_appends_and_searches_go_on_meanwhile(writer: IndexWriter, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        optimised = pool.submit(lambda: [writer.optimize(STORE) for _ in range(3)])
+        added = 0
+        while not optimised.done():
+            add(writer, f"new-{added}")
+            added += 1
+            assert len(await found(tmp_path, max_results=500)) == ROUNDS + added
+        optimised.result()
+    assert added > 0
+    assert len(await found(tmp_path, max_results=500)) == ROUNDS + added
+
+
+def test_a_store_without_passages_or_one_that_is_gone_has_nothing_to_do(tmp_path: Path) -> None:
+    writer = IndexWriter(tmp_path, 4)
+    assert writer.optimize(STORE) == Optimization()
+    add(writer, "file-1")
+    writer.remove_file(STORE, "file-1")
+    assert writer.optimize(STORE).search_ms == (0, 0)
+    writer.drop(STORE)
+    assert writer.optimize(STORE) == Optimization()
+
+
+def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(writer: IndexWriter, tmp_path: Path) -> None:
+    data = tmp_path / f"{STORE}.lance" / "data"
+    old, young = data / ".tmpOld", data / ".tmpYoung"
+    for path in (old, young):
+        path.write_bytes(b"half an append")
+    two_hours_ago = time.time() - 7200
+    os.utime(old, (two_hours_ago, two_hours_ago))
+
+    writer.optimize(STORE)
+
+    assert not old.exists()
+    assert young.exists()
+    maintenance.sweep(data.parent, timedelta(0))
+    assert not young.exists()
