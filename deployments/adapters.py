@@ -118,10 +118,10 @@ class RemoteSessions:
     def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
         self._handle, self._timeout_s = handle, timeout_s
 
-    async def create_conversation(self, metadata: dict[str, str], items: tuple[Json, ...]) -> Conversation:
-        created: Conversation = await _call(
-            self._handle.create_conversation, metadata, items, timeout_s=self._timeout_s
-        )
+    async def create_conversation(
+        self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
+    ) -> Conversation:
+        created: Conversation = await self._to(conversation_id, "create_conversation", conversation_id, metadata, items)
         return created
 
     async def get_conversation(self, conversation_id: str) -> Conversation:

@@ -30,8 +30,10 @@ class Sessions:
             stale_after_s=config.api.request_timeout_s + config.api.call_timeout_s,
         )
 
-    async def create_conversation(self, metadata: dict[str, str], items: tuple[Json, ...]) -> Conversation:
-        return await asyncio.to_thread(self._log.create_conversation, metadata, items)
+    async def create_conversation(
+        self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
+    ) -> Conversation:
+        return await asyncio.to_thread(self._log.create_conversation, conversation_id, metadata, items)
 
     async def get_conversation(self, conversation_id: str) -> Conversation:
         return await asyncio.to_thread(self._log.get_conversation, conversation_id)

@@ -168,8 +168,10 @@ class LocalSessions:
         self._log = log
         self._journal = journal or Journal()
 
-    async def create_conversation(self, metadata: dict[str, str], items: tuple[Json, ...]) -> Conversation:
-        return await asyncio.to_thread(self._log.create_conversation, metadata, items)
+    async def create_conversation(
+        self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
+    ) -> Conversation:
+        return await asyncio.to_thread(self._log.create_conversation, conversation_id, metadata, items)
 
     async def get_conversation(self, conversation_id: str) -> Conversation:
         return await asyncio.to_thread(self._log.get_conversation, conversation_id)

@@ -413,7 +413,7 @@ async def test_failure_in_mid_stream_keeps_the_text_and_fails_the_response(fakes
 async def test_refused_question_is_taken_back_and_can_be_asked_again(
     fakes: FakeParts, refusal: Exception, in_conversation: bool
 ) -> None:
-    conversation = await fakes.sessions.create_conversation({}, ())
+    conversation = await fakes.sessions.create_conversation(new_id("conv"), {}, ())
     where = conversation.id if in_conversation else None
     turn = ask(conversation=where, key="once")
     fakes.generator.refusal = refusal

@@ -33,7 +33,9 @@ class CreateItems(Wire):
 async def create_conversation(context: InContext, body: CreateConversation | None = None) -> Json:
     body = body or CreateConversation()
     items = build_items(body.items or (), "items")
-    conversation = await context.parts.sessions.create_conversation(body.metadata or {}, items)
+    # Made here, so that it is one conversation even if a replica that dies is asked to make it, and then another.
+    conversation_id = new_id("conv")
+    conversation = await context.parts.sessions.create_conversation(conversation_id, body.metadata or {}, items)
     return conversation.to_json()
 
 

@@ -45,7 +45,6 @@ from serve_app.types import (
     Page,
     PageQuery,
     WithdrawTurn,
-    new_id,
     now_s,
 )
 
@@ -85,11 +84,16 @@ class ConversationLog:
 
     # --- conversations --------------------------------------------------------------------------
 
-    def create_conversation(self, metadata: dict[str, str], items: tuple[Json, ...]) -> Conversation:
+    def create_conversation(
+        self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
+    ) -> Conversation:
+        """Asked again with the same id, it changes nothing and returns what is there."""
         check_json(metadata, "metadata")
         check_items(items, "items")
-        conversation = Conversation(new_id("conv"), now_s(), metadata)
+        conversation = Conversation(conversation_id, now_s(), metadata)
         with self._database.write() as connection:
+            if existing := _find_conversation(connection, conversation_id):
+                return existing
             log = new_log(connection, conversation.id, conversation.created_at, metadata, past=None)
             log.append("create", items)
         self._fences.keep(log)
@@ -360,12 +364,17 @@ def _input_key(turn: OpenTurn) -> str:
     return f"input:{turn.idempotency_key or turn.response['id']}"
 
 
-def _require_conversation(connection: Connection, conversation_id: str) -> Conversation:
+def _find_conversation(connection: Connection, conversation_id: str) -> Conversation | None:
     query = select(logs).where(logs.c.id == conversation_id, logs.c.is_conversation)
     row = connection.execute(query).one_or_none() if is_id(conversation_id) else None
-    if row is None:
+    return None if row is None else Conversation(row.id, row.created_at, row.metadata)
+
+
+def _require_conversation(connection: Connection, conversation_id: str) -> Conversation:
+    conversation = _find_conversation(connection, conversation_id)
+    if conversation is None:
         raise _not_found("Conversation", conversation_id)
-    return Conversation(row.id, row.created_at, row.metadata)
+    return conversation
 
 
 def _require_response(connection: Connection, response_id: str) -> ResponseRow:

@@ -11,7 +11,7 @@ import pytest
 from serve_app.conversation.fence import Fence, Fenced, OwnedLog, take_over
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import Database, open_database
-from serve_app.types import AppendItems
+from serve_app.types import AppendItems, new_id
 from tests.conversation.messages import all_items, message, seqs_of, texts
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def append_under(database: Database, log_id: str, fence: Fence, text: str) -> Fe
 
 
 def test_a_stalled_owner_is_fenced_by_the_next(log: ConversationLog, database: Database) -> None:
-    conversation_id = log.create_conversation({}, ()).id
+    conversation_id = log.create_conversation(new_id("conv"), {}, ()).id
     stalled = own(database, conversation_id)
     newest = own(database, conversation_id)
     assert newest.epoch == stalled.epoch + 1
@@ -45,7 +45,7 @@ def test_a_stalled_owner_is_fenced_by_the_next(log: ConversationLog, database: D
 
 
 def test_an_owner_cannot_write_twice_at_the_same_place(log: ConversationLog, database: Database) -> None:
-    conversation_id = log.create_conversation({}, ()).id
+    conversation_id = log.create_conversation(new_id("conv"), {}, ()).id
     before = own(database, conversation_id)
     after = append_under(database, conversation_id, before, "first")
     with pytest.raises(Fenced):
@@ -57,7 +57,7 @@ def test_an_owner_cannot_write_twice_at_the_same_place(log: ConversationLog, dat
 def test_owners_that_take_turns_fence_each_other_and_lose_nothing(database_url: str, database: Database) -> None:
     """In each round all four go on with what they knew before it, so at least three of them are fenced."""
     owners, rounds = 4, 15
-    conversation_id = ConversationLog(database, max_cached=1).create_conversation({}, ()).id
+    conversation_id = ConversationLog(database, max_cached=1).create_conversation(new_id("conv"), {}, ()).id
     acknowledged: list[list[str]] = [[] for _ in range(owners)]
     all_have_written = threading.Barrier(owners)
 
@@ -89,7 +89,7 @@ def test_owners_that_take_turns_fence_each_other_and_lose_nothing(database_url: 
 
 def test_threads_of_one_process_lose_nothing(log: ConversationLog, database: Database) -> None:
     threads_count, appends = 4, 15
-    conversation_id = log.create_conversation({}, ()).id
+    conversation_id = log.create_conversation(new_id("conv"), {}, ()).id
 
     def write(thread: int) -> None:
         for number in range(appends):
@@ -110,7 +110,7 @@ def appended(count: int) -> list[str]:
 
 
 def test_a_killed_writer_loses_nothing_that_it_acknowledged(log: ConversationLog, database_url: str) -> None:
-    conversation_id = log.create_conversation({}, ()).id
+    conversation_id = log.create_conversation(new_id("conv"), {}, ()).id
     command = [sys.executable, "-m", "tests.conversation.writer", database_url, conversation_id]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as writer:
         assert writer.stdout is not None
@@ -131,7 +131,7 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(log: ConversationLog
 
 
 def test_an_owner_that_has_lost_its_memory_takes_over(database_url: str, log: ConversationLog) -> None:
-    conversation_id = log.create_conversation({}, (message("1"),)).id
+    conversation_id = log.create_conversation(new_id("conv"), {}, (message("1"),)).id
     with closing(open_database(database_url)) as reopened:
         restarted = ConversationLog(reopened, max_cached=10)
         restarted.append_items(AppendItems(conversation_id, (message("2"),), "2"))

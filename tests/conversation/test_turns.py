@@ -7,7 +7,7 @@ import pytest
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage.database import Database
-from serve_app.types import OpenedTurn, PageQuery
+from serve_app.types import OpenedTurn, PageQuery, new_id
 from tests.conversation.messages import all_items, answer, ask, count_items, message, question, seqs_of, texts
 
 INTERRUPTED = {"reason": "interrupted"}
@@ -23,7 +23,7 @@ def late(database: Database) -> ConversationLog:
 
 
 def test_a_turn_of_a_conversation_adds_question_and_answer(log: ConversationLog) -> None:
-    conversation = log.create_conversation({}, (message("before"),))
+    conversation = log.create_conversation(new_id("conv"), {}, (message("before"),))
     turn = question("why?", conversation_id=conversation.id)
     opened = log.open_turn(turn)
     assert (texts(opened.history), opened.log_id, opened.finished) == (["before"], conversation.id, None)
@@ -39,7 +39,7 @@ def test_a_turn_of_a_conversation_adds_question_and_answer(log: ConversationLog)
 def test_without_store_a_conversation_goes_on_but_there_is_no_response(
     log: ConversationLog, database: Database
 ) -> None:
-    conversation = log.create_conversation({}, ())
+    conversation = log.create_conversation(new_id("conv"), {}, ())
     turn = question("q", conversation_id=conversation.id, store=False)
     opened = log.open_turn(turn)
     assert log.open_turn(turn) == opened
@@ -86,7 +86,7 @@ def test_a_branch_shares_its_past_and_copies_nothing(log: ConversationLog, datab
 
 
 def test_a_branch_off_a_conversation_does_not_see_what_came_later(log: ConversationLog) -> None:
-    conversation = log.create_conversation({}, (message("hello"),))
+    conversation = log.create_conversation(new_id("conv"), {}, (message("hello"),))
     first = ask(log, "q1", "a1", conversation_id=conversation.id)
     ask(log, "q2", "a2", conversation_id=conversation.id)
     opened = log.open_turn(question("q2 otherwise", previous_response_id=first))
@@ -143,7 +143,7 @@ def test_a_previous_response_in_progress_is_a_conflict(log: ConversationLog, sto
 def test_the_same_key_again_gets_the_stored_response(
     log: ConversationLog, database: Database, in_conversation: bool
 ) -> None:
-    conversation_id = log.create_conversation({}, ()).id if in_conversation else None
+    conversation_id = log.create_conversation(new_id("conv"), {}, ()).id if in_conversation else None
     turn = question("q", conversation_id=conversation_id, idempotency_key="key")
     opened = log.open_turn(turn)
     retry = question("q", conversation_id=conversation_id, idempotency_key="key")
@@ -163,7 +163,7 @@ def test_the_same_key_again_gets_the_stored_response(
 def test_opening_the_same_turn_twice_opens_it_once(
     log: ConversationLog, database: Database, in_conversation: bool
 ) -> None:
-    conversation_id = log.create_conversation({}, (message("before"),)).id if in_conversation else None
+    conversation_id = log.create_conversation(new_id("conv"), {}, (message("before"),)).id if in_conversation else None
     turn = question("q", conversation_id=conversation_id, idempotency_key="key")
     stored = count_items(database)
     assert log.open_turn(turn) == log.open_turn(turn)
@@ -197,7 +197,7 @@ def test_of_requests_with_one_key_at_once_one_is_opened(database: Database) -> N
 
 @pytest.mark.parametrize("in_conversation", [True, False])
 def test_closing_twice_changes_nothing(log: ConversationLog, database: Database, in_conversation: bool) -> None:
-    conversation_id = log.create_conversation({}, ()).id if in_conversation else None
+    conversation_id = log.create_conversation(new_id("conv"), {}, ()).id if in_conversation else None
     turn = question("q", conversation_id=conversation_id)
     opened = log.open_turn(turn)
     closing = answer(turn, "a", opened.log_id)
@@ -216,7 +216,7 @@ def test_a_turn_may_be_closed_by_another_process(log: ConversationLog, database:
 
 
 def test_two_questions_with_one_item_id_are_refused(log: ConversationLog, database: Database) -> None:
-    conversation = log.create_conversation({}, ())
+    conversation = log.create_conversation(new_id("conv"), {}, ())
     turn = question("q", conversation_id=conversation.id)
     log.open_turn(turn)
     again = question("q", conversation_id=conversation.id)
@@ -300,14 +300,15 @@ def test_a_past_that_another_branch_needs_stays(log: ConversationLog, database: 
 
 
 def test_a_deleted_response_leaves_its_items_in_the_conversation(log: ConversationLog) -> None:
-    conversation = log.create_conversation({}, ())
+    conversation = log.create_conversation(new_id("conv"), {}, ())
     response_id = ask(log, "q", "a", conversation_id=conversation.id)
     log.delete_response(response_id)
     assert texts(all_items(log, conversation.id)) == ["q", "a"]
 
 
 def test_what_was_deleted_meanwhile_cannot_be_closed(log: ConversationLog) -> None:
-    alone, in_conversation = question("q"), question("q", conversation_id=log.create_conversation({}, ()).id)
+    conversation = log.create_conversation(new_id("conv"), {}, ())
+    alone, in_conversation = question("q"), question("q", conversation_id=conversation.id)
     for turn in (alone, in_conversation):
         opened = log.open_turn(turn)
         log.delete_response(turn.response["id"])
@@ -318,7 +319,7 @@ def test_what_was_deleted_meanwhile_cannot_be_closed(log: ConversationLog) -> No
 
 
 def test_a_branch_outlives_the_conversation_it_left(log: ConversationLog) -> None:
-    conversation = log.create_conversation({}, (message("hello"),))
+    conversation = log.create_conversation(new_id("conv"), {}, (message("hello"),))
     first = ask(log, "q1", "a1", conversation_id=conversation.id)
     branch = ask(log, "q2", "a2", previous_response_id=first)
     log.delete_conversation(conversation.id)
@@ -329,7 +330,7 @@ def test_a_branch_outlives_the_conversation_it_left(log: ConversationLog) -> Non
 
 
 def test_input_items_are_those_of_the_response_alone(log: ConversationLog) -> None:
-    conversation = log.create_conversation({}, (message("before"),))
+    conversation = log.create_conversation(new_id("conv"), {}, (message("before"),))
     turn = question("q", conversation_id=conversation.id)
     three = tuple(message(text) for text in ("x", "y", "z"))
     opened = log.open_turn(type(turn)(turn.response, three, conversation_id=conversation.id))
