@@ -74,6 +74,7 @@ class IndexWriter:
         self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0), session=_session())
         self._dimensions = dimensions
         self._lock = Lock()  # two that add columns or make the table at once would refuse each other
+        self._merging = Lock()  # and so would two that compact it
 
     def add(self, store_id: str, files: Sequence[FilePassages]) -> None:
         """Add files' passages in one commit: searches see all of them, at once. Makes the table if there is none."""
@@ -123,12 +124,16 @@ class IndexWriter:
                 return
             if table.index_stats("text_idx") is None:
                 table.create_index("text", config=_text_index())
-            elif maintenance.needs_maintenance(table):
-                maintenance.merge(table, self._table_folder(store_id))
+            # While another compacts, ingestion does not wait: it looks again after its next batch.
+            elif maintenance.needs_maintenance(table) and self._merging.acquire(blocking=False):
+                try:
+                    maintenance.merge(table, self._table_folder(store_id))
+                finally:
+                    self._merging.release()
 
     def optimize(self, store_id: str) -> Optimization:
         """Do all of that now, remove what a claim that was lost has left, and say what it did."""
-        with self._unless_dropped(store_id) as table:
+        with self._merging, self._unless_dropped(store_id) as table:
             if table is not None:
                 return maintenance.optimize(
                     table, self._table_folder(store_id), lambda: self._remove_superseded(store_id, table)

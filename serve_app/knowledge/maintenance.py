@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_random_exponential
 
 from serve_app.types import Optimization
 
@@ -35,6 +36,13 @@ def needs_maintenance(table: Any) -> bool:
     return unindexed > MAX_UNINDEXED_ROWS or small_fragments > MAX_SMALL_FRAGMENTS
 
 
+@retry(
+    # A deletion that commits first wins over a compaction, which is then to be done again.
+    retry=retry_if_exception_message(match=".*Retryable commit conflict"),
+    wait=wait_random_exponential(multiplier=0.05, max=2),
+    stop=stop_after_attempt(10),
+    reraise=True,
+)
 def merge(table: Any, folder: Path) -> None:
     """Bring the indices up to date, merge small fragments, and remove old versions and leftovers from the disk."""
     table.optimize(cleanup_older_than=KEEP_VERSIONS_FOR)
@@ -97,6 +105,6 @@ def _search_ms(table: Any) -> float:
     times = []
     for _ in range(_PROBES):
         started = time.perf_counter()
-        table.search(vector).distance_type("cosine").limit(10).select(["file_id"]).to_arrow()
+        table.search(vector).distance_type("cosine").limit(10).select(["file_id", "_distance"]).to_arrow()
         times.append(1e3 * (time.perf_counter() - started))
     return median(times)

@@ -1,6 +1,6 @@
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,6 +77,29 @@ async def test_appends_and_searches_go_on_meanwhile(writer: IndexWriter, tmp_pat
         optimised.result()
     assert added > 0
     assert len(await found(tmp_path, max_results=500)) == ROUNDS + added
+
+
+async def test_deletions_and_ingestions_own_maintenance_go_on_meanwhile(
+    writer: IndexWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "MAX_SMALL_FRAGMENTS", 1)
+
+    def ingest() -> None:
+        for number in range(30):
+            add(writer, f"new-{number}")
+            writer.maintain(STORE)
+
+    def delete() -> None:
+        for number in range(ROUNDS):
+            writer.remove_file(STORE, f"file-{number}")
+
+    with ThreadPoolExecutor(3) as pool:
+        at_once: list[Future[object]] = [pool.submit(ingest), pool.submit(delete)]
+        at_once += [pool.submit(writer.optimize, STORE) for _ in range(10)]
+        for each in at_once:
+            each.result()
+
+    assert sorted(passage.file_id for passage in await found(tmp_path)) == sorted(f"new-{n}" for n in range(30))
 
 
 def test_a_store_without_passages_or_one_that_is_gone_has_nothing_to_do(tmp_path: Path) -> None:
