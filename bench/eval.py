@@ -48,6 +48,9 @@ def main() -> None:
     parser.add_argument("--url", help="a served application, e.g. http://127.0.0.1:8000; default: start one")
     parser.add_argument("--answers", type=int, default=0, metavar="N", help="XQuAD questions to put to the model")
     arguments = parser.parse_args()
+    for collection in ("cranfield", "xquad"):
+        if not (arguments.data / collection).is_dir():
+            parser.error(f"there is no {arguments.data / collection}: name the folder of the collections with --data")
     with served(arguments.url) as url:
         asyncio.run(evaluate(url, arguments.data, arguments.answers))
 
