@@ -56,6 +56,7 @@ class Catalog:
             "encoder": self._encoder,
             "chunking_strategy": chunking_strategy or AUTO_CHUNKING,
             "expires_after": expires_after,
+            "table_version": 0,
             "created_at": now,
             "last_active_at": now,
         }
@@ -233,6 +234,7 @@ def _new_row(store: RowMapping | Json, new_file: NewFile, batch_id: str | None) 
     return {
         "store_id": store["id"],
         "file_id": new_file.file_id,
+        "key": new_file.file_id,
         "batch_id": batch_id,
         "status": "in_progress",
         "error_code": None,

@@ -90,8 +90,25 @@ vector_stores = Table(
     Column("encoder", String(255), nullable=False),  # model id that made its vectors
     Column("chunking_strategy", JSON, nullable=False),  # the default for files added without one
     Column("expires_after", JSON),
+    Column("retention", JSON),  # which versions are kept; null: what the configuration says
+    Column("table_version", BigInteger, nullable=False),  # LanceDB's, as of our last commit; a higher one is a crash's
     Column("created_at", BigInteger, nullable=False),
     Column("last_active_at", BigInteger, nullable=False),
+)
+
+# What a store answered and when: one row for each commit that changed what can be found, for as long as it is kept.
+# LanceDB's version is tagged `v{version}` as long as the row is there, which keeps its files.
+store_versions = Table(
+    "store_versions",
+    metadata,
+    Column("store_id", String(80), primary_key=True),
+    Column("version", Integer, primary_key=True),  # 1, 2, … ; gaps are versions that are no longer kept
+    Column("table_version", BigInteger, nullable=False),  # LanceDB's
+    Column("created_at", Float, nullable=False),
+    Column("files", Integer, nullable=False),  # that were found
+    Column("passages", Integer, nullable=False),
+    Column("pinned", Boolean, nullable=False),  # kept whatever the retention says
+    ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
 )
 
 # A file in a store, and at the same time the job of ingesting it: claimed under a fence, held by a lease.
@@ -100,6 +117,11 @@ vector_store_files = Table(
     metadata,
     Column("store_id", String(80), primary_key=True),
     Column("file_id", String(80), primary_key=True),
+    Column("key", String(1024), nullable=False),  # names the document, of which the file is one version
+    Column("since_version", Integer),  # the store's version that found it first; null before
+    Column("until_version", Integer),  # the first that did not find it any more; null while it is found
+    Column("same_as", String(80)),  # the document's file that has the same content and is searched in its place
+    Column("completed_at", Float),
     Column("batch_id", String(80)),
     Column("status", String(20), nullable=False),  # in_progress, completed, cancelled, failed
     Column("error_code", String(40)),
@@ -116,6 +138,7 @@ vector_store_files = Table(
     ForeignKeyConstraint(["file_id"], ["files.id"], ondelete="CASCADE"),
     Index("vector_store_files_by_status", "status", "lease_until"),
     Index("vector_store_files_by_batch", "batch_id"),
+    Index("vector_store_files_by_key", "store_id", "key"),
 )
 
 file_batches = Table(

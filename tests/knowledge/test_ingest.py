@@ -73,6 +73,7 @@ class Library:
             "id": store_id,
             "metadata": {},
             "encoder": encoder,
+            "table_version": 0,
             "chunking_strategy": {"type": "auto"},
             "created_at": 1,
             "last_active_at": 1,
@@ -104,6 +105,7 @@ class Library:
         row = {
             "store_id": store_id,
             "file_id": file_id,
+            "key": file_id,
             "status": "in_progress",
             "attributes": attributes or {},
             "chunking_strategy": {"type": "auto"},

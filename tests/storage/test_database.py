@@ -19,7 +19,13 @@ def add_store(database: Database, name: str = "store", active_at: int = 0) -> No
     with database.write() as connection:
         connection.execute(
             insert(vector_stores).values(
-                id=name, metadata={}, encoder="", chunking_strategy={}, created_at=0, last_active_at=active_at
+                id=name,
+                metadata={},
+                encoder="",
+                chunking_strategy={},
+                table_version=0,
+                created_at=0,
+                last_active_at=active_at,
             )
         )
 
