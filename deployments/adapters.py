@@ -35,6 +35,7 @@ from serve_app.types import (
     Passage,
     SearchQuery,
     StoreFileRef,
+    StoreVersionRef,
     WithdrawTurn,
 )
 
@@ -82,6 +83,10 @@ class RemoteIndexer:
 
     async def remove_file(self, ref: StoreFileRef) -> None:
         await _call(self._handle.remove_file, ref, timeout_s=self._timeout_s)
+
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        version: int = await _call(self._handle.roll_back, ref, timeout_s=self._timeout_s)
+        return version
 
     async def drop_store(self, store_id: str) -> None:
         await _call(self._handle.drop_store, store_id, timeout_s=self._timeout_s)

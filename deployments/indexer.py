@@ -14,9 +14,10 @@ from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
-from serve_app.types import AttributeChange, Optimization, StoreFileRef
+from serve_app.types import AttributeChange, Optimization, StoreFileRef, StoreVersionRef
 
 
 class Indexer:
@@ -24,9 +25,9 @@ class Indexer:
         database = open_database(config.storage.resolved_database_url)
         encoder = load_encoder(config.encoder)
         self._index = IndexWriter(config.storage.vectors_folder, encoder.dimensions)
-        self._ingestor = Ingestor(
-            database, FileStore(database, config.storage.files_folder), encoder, self._index, config.ingestion
-        )
+        self._versions = Versions(database, self._index, config.retention)
+        file_store = FileStore(database, config.storage.files_folder)
+        self._ingestor = Ingestor(database, file_store, encoder, self._index, self._versions, config.ingestion)
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
@@ -38,10 +39,13 @@ class Indexer:
         self._work.set()
 
     async def update_attributes(self, change: AttributeChange) -> None:
-        await self._change(lambda: self._index.update_attributes(change))
+        await self._change(lambda: self._versions.update_attributes(change))
 
     async def remove_file(self, ref: StoreFileRef) -> None:
-        await self._change(lambda: self._index.remove_file(ref.store_id, ref.file_id))
+        await self._change(lambda: self._versions.remove_file(ref))
+
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        return await asyncio.get_running_loop().run_in_executor(self._changes, self._versions.roll_back, ref)
 
     async def drop_store(self, store_id: str) -> None:
         await self._change(lambda: self._index.drop(store_id))

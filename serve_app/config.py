@@ -80,6 +80,15 @@ class RetrievalConfig(_Config):
     """Tokens of the prompt that all passages together may take; those that rank last are left out."""
 
 
+class RetentionConfig(_Config):
+    """Which versions of a vector store are kept, unless the store says otherwise. One that is pinned always is."""
+
+    keep_versions: int = Field(10, ge=1)
+    """The newest are kept, however old."""
+    keep_days: float = Field(0.0, ge=0)
+    """What searches saw within these days is kept, however many versions that are."""
+
+
 class IngestionConfig(_Config):
     poll_interval_s: float = Field(2.0, gt=0)
     """How often the indexer looks for work that nobody announced (another node's, a killed indexer's)."""
@@ -116,6 +125,7 @@ class AppConfig(_Config):
     generator: GeneratorConfig = GeneratorConfig()
     encoder: EncoderConfig = EncoderConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    retention: RetentionConfig = RetentionConfig()
     ingestion: IngestionConfig = IngestionConfig()
     sessions: SessionsConfig = SessionsConfig()
     api: ApiConfig = ApiConfig()

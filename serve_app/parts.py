@@ -24,6 +24,7 @@ from serve_app.types import (
     Passage,
     SearchQuery,
     StoreFileRef,
+    StoreVersionRef,
     WithdrawTurn,
 )
 
@@ -54,6 +55,10 @@ class Indexer(Protocol):
         ...
 
     async def drop_store(self, store_id: str) -> None: ...
+
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        """Make a store what it was at a version, and return the number of the version that this is."""
+        ...
 
     async def optimize(self, store_id: str) -> Optimization:
         """Searches and changes go on meanwhile. Seconds, for a million passages minutes."""

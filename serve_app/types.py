@@ -88,6 +88,8 @@ class SearchQuery:
     max_results: int = 10
     filter: Filter | None = None
     ranking: Ranking = Ranking()
+    table_version: int | None = None
+    """LanceDB's, of a version of the store that is kept: searches what was there then. 0: before the first passage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,10 @@ class Passage:
     start: int
     """Index of its first character in the file's extracted text."""
     attributes: dict[str, AttributeValue] = field(default_factory=dict)
+    key: str = ""
+    """The document that the file is a version of."""
+    version: int = 1
+    """Of the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,12 @@ class AttributeChange:
 class StoreFileRef:
     store_id: str
     file_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreVersionRef:
+    store_id: str
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from serve_app.types import (
     Passage,
     SearchQuery,
     StoreFileRef,
+    StoreVersionRef,
     WithdrawTurn,
 )
 
@@ -74,6 +75,9 @@ class FakeIndexer:
     async def update_attributes(self, change: AttributeChange) -> None: ...
     async def remove_file(self, ref: StoreFileRef) -> None: ...
     async def drop_store(self, store_id: str) -> None: ...
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        return ref.version + 1
+
     async def optimize(self, store_id: str) -> Optimization:
         return Optimization()
 
@@ -268,4 +272,5 @@ def build_passage(number: int, text: str, filename: str | None = None, **attribu
         score=1 - number / 100,
         start=0,
         attributes=attributes,
+        key=filename or f"{number}.txt",
     )

@@ -34,7 +34,7 @@ from tests.fakes import FakeParts, LocalSessions, build_passage
 T = TypeVar("T", bound=Event)
 
 RHINE = build_passage(1, "The Rhine flows through Basel.", topic="rivers")
-SEARCH = Search(("vs_1",), max_passages=5, filter=None, ranking=Ranking(), with_results=True)
+SEARCH = Search({"vs_1": None}, max_passages=5, filter=None, ranking=Ranking(), with_results=True)
 
 
 @pytest.fixture
@@ -172,7 +172,16 @@ async def test_response_holds_the_search_the_answer_and_the_usage(fakes: FakePar
         {
             "type": "output_text",
             "text": "Through Basel.",
-            "annotations": [{"type": "file_citation", "file_id": "file_1", "filename": "1.txt", "index": 13}],
+            "annotations": [
+                {
+                    "type": "file_citation",
+                    "file_id": "file_1",
+                    "filename": "1.txt",
+                    "index": 13,
+                    "key": "1.txt",
+                    "version": 1,
+                }
+            ],
             "logprobs": [],
         }
     ]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 from openai import OpenAI
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from typer.testing import CliRunner, Result
 
 from serve_app.api.app import create_app
@@ -51,7 +51,12 @@ class InstantIndexer(FakeIndexer):
         failure = {"status": "failed", "error_code": "invalid_file", "error_message": "it cannot be read"}
         with self._database.write() as connection:
             connection.execute(update(vector_store_files).where(waiting & broken).values(**failure))
-            connection.execute(update(vector_store_files).where(waiting).values(status="completed"))
+            connection.execute(update(vector_store_files).where(waiting).values(status="completed", since_version=1))
+            newer = vector_store_files.alias()
+            is_replaced = exists().where(
+                newer.c.key == vector_store_files.c.key, newer.c.version > vector_store_files.c.version
+            )
+            connection.execute(update(vector_store_files).where(is_replaced).values(until_version=1))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.types import AttributeValue, Comparison, Compound, Filter, Json, PageQuery, Ranking
 
@@ -58,6 +58,10 @@ AnyFilter = Annotated[ComparisonFilter | CompoundFilter, Field(discriminator="ty
 _MAX_FILTER_DEPTH = 10
 
 
+WireAsOf = Annotated[int, Field(strict=True, ge=1, lt=2**31)] | AwareDatetime
+"""A version of a store, or a time with its zone."""
+
+
 class HybridSearch(Wire):
     embedding_weight: float = Field(default=1.0, ge=0)
     text_weight: float = Field(default=1.0, ge=0)
@@ -86,6 +90,7 @@ class FileSearchTool(Wire):
     max_num_results: int | None = Field(default=None, ge=1, le=50)
     filters: AnyFilter | None = None
     ranking_options: RankingOptions = RankingOptions()
+    as_of: WireAsOf | None = None
 
 
 class PageParameters(Wire):

@@ -65,7 +65,15 @@ class CitedText:
 
 
 def build_citation(passage: Passage, index: int) -> Json:
-    return {"type": "file_citation", "file_id": passage.file_id, "filename": passage.filename, "index": index}
+    return {
+        "type": "file_citation",
+        "file_id": passage.file_id,
+        "filename": passage.filename,
+        "index": index,
+        # What OpenAI's citations do not have: which version of which document.
+        "key": passage.key,
+        "version": passage.version,
+    }
 
 
 # --- after the fact -----------------------------------------------------------------------------

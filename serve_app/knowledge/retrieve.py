@@ -1,7 +1,7 @@
 """From questions to passages: embed, search every store, merge."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from serve_app.parts import Parts
 from serve_app.types import Filter, FloatVector, Passage, Ranking, SearchQuery
@@ -10,20 +10,23 @@ from serve_app.types import Filter, FloatVector, Passage, Ranking, SearchQuery
 async def retrieve(
     parts: Parts,
     *,
-    store_ids: Sequence[str],
+    tables: Mapping[str, int | None],
     queries: Sequence[str],
     max_results: int,
     filter: Filter | None = None,
     ranking: Ranking,
 ) -> tuple[Passage, ...]:
-    """The passages of all stores that answer any of the queries best: at most `max_results`, best first, each once."""
+    """The passages of all stores that answer any of the queries best: at most `max_results`, best first, each once.
+
+    `tables` are the stores' ids, each with the version of its table (see `SearchQuery`).
+    """
     # No vectors for a search by text alone: the encoder has other work.
     vectors: Sequence[FloatVector | None] = [None] * len(queries)
     if ranking.embedding_weight > 0:
         vectors = list(await parts.embedder.embed(queries))
     searches = [
-        SearchQuery(store_id, text, vector, max_results, filter, ranking)
-        for store_id in dict.fromkeys(store_ids)
+        SearchQuery(store_id, text, vector, max_results, filter, ranking, table_version)
+        for store_id, table_version in tables.items()
         for text, vector in zip(queries, vectors, strict=True)
     ]
     try:

@@ -91,7 +91,6 @@ vector_stores = Table(
     Column("chunking_strategy", JSON, nullable=False),  # the default for files added without one
     Column("expires_after", JSON),
     Column("retention", JSON),  # which versions are kept; null: what the configuration says
-    Column("table_version", BigInteger, nullable=False),  # LanceDB's, as of our last commit; a higher one is a crash's
     Column("created_at", BigInteger, nullable=False),
     Column("last_active_at", BigInteger, nullable=False),
 )
@@ -118,6 +117,7 @@ vector_store_files = Table(
     Column("store_id", String(80), primary_key=True),
     Column("file_id", String(80), primary_key=True),
     Column("key", String(1024), nullable=False),  # names the document, of which the file is one version
+    Column("version", Integer, nullable=False),  # of the document: 1, 2, …
     Column("since_version", Integer),  # the store's version that found it first; null before
     Column("until_version", Integer),  # the first that did not find it any more; null while it is found
     Column("same_as", String(80)),  # the document's file that has the same content and is searched in its place

@@ -8,7 +8,15 @@ import numpy as np
 
 from serve_app.errors import RayconteurError
 from serve_app.parts import Embedder, Generator, Indexer, Parts, Retriever, Sessions
-from serve_app.types import AttributeChange, FloatMatrix, Optimization, Passage, SearchQuery, StoreFileRef
+from serve_app.types import (
+    AttributeChange,
+    FloatMatrix,
+    Optimization,
+    Passage,
+    SearchQuery,
+    StoreFileRef,
+    StoreVersionRef,
+)
 
 DIMENSIONS = 8
 
@@ -60,6 +68,10 @@ class RecordingIndexer:
 
     async def drop_store(self, store_id: str) -> None:
         self._hear(store_id)
+
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        self._hear(ref)
+        return ref.version + 1
 
     async def optimize(self, store_id: str) -> Optimization:
         self._hear(store_id)

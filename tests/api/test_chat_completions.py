@@ -15,7 +15,14 @@ from serve_app.types import Json
 from tests.api.chat_app import MODEL, ChatApp, running_chat
 from tests.fakes import build_passage
 
-CITATION = {"type": "file_citation", "file_id": "file_1", "filename": "1.txt", "index": 13}
+CITATION = {
+    "type": "file_citation",
+    "file_id": "file_1",
+    "filename": "1.txt",
+    "index": 13,
+    "key": "1.txt",
+    "version": 1,
+}
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,21 @@ import pytest
 from starlette.concurrency import run_in_threadpool
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from serve_app.config import IngestionConfig
+from serve_app.config import IngestionConfig, RetentionConfig
 from serve_app.knowledge.index import IndexReader, IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
-from serve_app.types import AttributeChange, FloatMatrix, Optimization, Passage, SearchQuery, StoreFileRef
+from serve_app.types import (
+    AttributeChange,
+    FloatMatrix,
+    Optimization,
+    Passage,
+    SearchQuery,
+    StoreFileRef,
+    StoreVersionRef,
+)
 from tests.api.conftest import build_app, open_test_database
 from tests.api.parts import knowledge_parts
 from tests.server import serve
@@ -54,17 +63,21 @@ class LocalIndex:
         self._reader = IndexReader(folder / "vectors")
         config = IngestionConfig(max_file_characters=100_000)
         files = FileStore(database, folder / "files")
-        self._ingestor = Ingestor(database, files, encoder, self._writer, config)
+        self._versions = Versions(database, self._writer, RetentionConfig())
+        self._ingestor = Ingestor(database, files, encoder, self._writer, self._versions, config)
 
     async def wake(self) -> None:
         while await run_in_threadpool(self._ingestor.run_once):
             pass
 
     async def update_attributes(self, change: AttributeChange) -> None:
-        await run_in_threadpool(self._writer.update_attributes, change)
+        await run_in_threadpool(self._versions.update_attributes, change)
 
     async def remove_file(self, ref: StoreFileRef) -> None:
-        await run_in_threadpool(self._writer.remove_file, ref.store_id, ref.file_id)
+        await run_in_threadpool(self._versions.remove_file, ref)
+
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        return await run_in_threadpool(self._versions.roll_back, ref)
 
     async def drop_store(self, store_id: str) -> None:
         await run_in_threadpool(self._writer.drop, store_id)

@@ -221,7 +221,7 @@ def test_an_answer_cites_its_file(app: ChatApp) -> None:
     assert isinstance(message, ResponseOutputMessage)
     assert response.output_text == "Through Basel."
     assert message.content[0].to_dict()["annotations"] == [
-        {"type": "file_citation", "file_id": "file_1", "filename": "1.txt", "index": 13}
+        {"type": "file_citation", "file_id": "file_1", "filename": "1.txt", "index": 13, "key": "1.txt", "version": 1}
     ]
 
 

@@ -62,7 +62,9 @@ def test_a_citation_names_the_file() -> None:
     cited = CitedText(PASSAGES)
     cited.feed("Three [3].")
 
-    assert cited.annotations == [{"type": "file_citation", "file_id": "file_3", "filename": "2.txt", "index": 5}]
+    assert cited.annotations == [
+        {"type": "file_citation", "file_id": "file_3", "filename": "2.txt", "index": 5, "key": "2.txt", "version": 1}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -219,9 +219,10 @@ async def test_passages_can_be_added_after_all_were_removed(store: Store) -> Non
 
 
 async def test_claims_can_be_removed_apart(store: Store) -> None:
-    store.add("file-1", "first claim", fence=1)
-    store.add("file-1", "second claim", fence=2)
+    # The latest comes first: each takes away what earlier ones have written.
     store.add("file-1", "third claim", fence=3)
+    store.add("file-1", "second claim", fence=2)
+    store.add("file-1", "first claim", fence=1)
 
     store.writer.remove_file(STORE, "file-1", before_fence=2)
     store.writer.remove_file(STORE, "file-1", fence=3)

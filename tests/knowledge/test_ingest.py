@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from serve_app.config import IngestionConfig
+from serve_app.config import IngestionConfig, RetentionConfig
 from serve_app.errors import Unavailable
 from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.index import IndexReader, IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
 from serve_app.types import FloatMatrix, Json, Passage, Ranking, SearchQuery
@@ -60,20 +61,20 @@ class Library:
         self.encoder = encoder
         self.folder = Folder(root / "files")
         self.index = IndexWriter(root / "vectors", encoder.dimensions)
+        self.versions = Versions(database, self.index, RetentionConfig())
         self.reader = IndexReader(root / "vectors")
 
     def ingestor(self, *, encoder: TextEncoder | None = None, lease_s: float = 60, max_attempts: int = 3) -> Ingestor:
         config = IngestionConfig(
             lease_s=lease_s, max_attempts=max_attempts, poll_interval_s=1, max_file_characters=10**6
         )
-        return Ingestor(self.database, self.folder, encoder or self.encoder, self.index, config)
+        return Ingestor(self.database, self.folder, encoder or self.encoder, self.index, self.versions, config)
 
     def add_store(self, store_id: str = STORE, encoder: str = ENCODER) -> None:
         row = {
             "id": store_id,
             "metadata": {},
             "encoder": encoder,
-            "table_version": 0,
             "chunking_strategy": {"type": "auto"},
             "created_at": 1,
             "last_active_at": 1,
@@ -106,6 +107,7 @@ class Library:
             "store_id": store_id,
             "file_id": file_id,
             "key": file_id,
+            "version": 1,
             "status": "in_progress",
             "attributes": attributes or {},
             "chunking_strategy": {"type": "auto"},
@@ -246,40 +248,28 @@ async def test_file_cancelled_meanwhile_leaves_no_passages(library: Library) -> 
     assert library.job("file-1")["status"] == "cancelled"
 
 
-async def test_claim_lost_between_the_two_commits_takes_back_only_its_own_rows(
-    library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_claim_that_another_took_over_writes_nothing(library: Library) -> None:
     library.add_file("file-1", "The same file, ingested twice.")
-    first = library.ingestor()
-    add = library.index.add
 
-    def overtaken(store_id: str, rows: Any) -> None:
-        # Another indexer takes the file over, and finishes it, after this one's last look at the database.
-        monkeypatch.undo()
+    def overtake() -> None:
         library.change("file-1", lease_until=0.0)
         library.ingestor().run_once()
-        add(store_id, rows)
 
-    monkeypatch.setattr(library.index, "add", overtaken)
-    first.run_once()
+    library.ingestor(encoder=Interrupted(library.encoder, overtake)).run_once()
 
     assert library.job("file-1")["status"] == "completed"
     assert library.job("file-1")["fence"] == 2
     assert [passage.passage_id for passage in await library.passages()] == ["file-1-0"]
 
 
-async def test_store_deleted_meanwhile_leaves_no_table(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_store_deleted_meanwhile_leaves_no_table(library: Library) -> None:
     library.add_file("file-1", "In a store that is deleted.")
 
-    add = library.index.add
-
-    def deleted(store_id: str, rows: Any) -> None:
+    def delete_store() -> None:
         with library.database.write() as connection:
-            connection.execute(delete(vector_stores).where(vector_stores.c.id == store_id))
-        add(store_id, rows)
+            connection.execute(delete(vector_stores).where(vector_stores.c.id == STORE))
 
-    monkeypatch.setattr(library.index, "add", deleted)
-    library.ingestor().run_once()
+    library.ingestor(encoder=Interrupted(library.encoder, delete_store)).run_once()
 
     assert library.index.version(STORE) is None
     assert await library.passages() == ()
@@ -355,10 +345,11 @@ def test_dying_database_raises(library: Library) -> None:
 _CHILD = """
 import sys
 from pathlib import Path
-from serve_app.config import EncoderConfig, IngestionConfig
+from serve_app.config import EncoderConfig, IngestionConfig, RetentionConfig
 from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from tests.knowledge.test_ingest import Folder
 
@@ -367,13 +358,14 @@ encoder = load_encoder(EncoderConfig(backend="openvino", batch_size=8))
 index = IndexWriter(root / "vectors", encoder.dimensions)
 config = IngestionConfig(lease_s=1000, poll_interval_s=1, max_attempts=9, max_file_characters=10**6)
 database = open_database(f"sqlite:///{root / 'rayconteur.db'}")
-ingestor = Ingestor(database, Folder(root / "files"), encoder, index, config)
+versions = Versions(database, index, RetentionConfig())
+ingestor = Ingestor(database, Folder(root / "files"), encoder, index, versions, config)
 
 def halt(*_):
     print("here", flush=True)
     sys.stdin.read()
 
-ingestor._complete = halt  # the index is written, the database is not
+versions.record = halt  # the index is written, the database is not
 ingestor.run_once()
 """
 

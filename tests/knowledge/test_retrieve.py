@@ -19,7 +19,7 @@ async def test_every_store_is_asked_every_question_and_each_passage_comes_once()
     parts = knowledge_parts(embedder, retriever, RecordingIndexer())
 
     found = await retrieve(
-        parts, store_ids=["vs_1", "vs_2", "vs_1"], queries=["one", "two"], max_results=3, ranking=Ranking()
+        parts, tables={"vs_1": None, "vs_2": None}, queries=["one", "two"], max_results=3, ranking=Ranking()
     )
 
     assert [(entry.store_id, entry.passage_id, entry.score) for entry in found] == [
@@ -49,5 +49,5 @@ async def test_one_failure_ends_the_other_searches_and_is_raised_as_it_is() -> N
     parts = knowledge_parts(HashEmbedder(), retriever, RecordingIndexer())
 
     with pytest.raises(Unavailable, match="no index"):
-        await retrieve(parts, store_ids=["vs_up", "vs_down"], queries=["a"], max_results=3, ranking=Ranking())
+        await retrieve(parts, tables={"vs_up": None, "vs_down": None}, queries=["a"], max_results=3, ranking=Ranking())
     assert retriever.was_cancelled
