@@ -20,7 +20,7 @@ async def retrieve(
     # No vectors for a search by text alone: the encoder has other work.
     vectors: Sequence[FloatVector | None] = [None] * len(queries)
     if ranking.embedding_weight > 0:
-        vectors = list(await parts.embedder.embed(queries))
+        vectors = list(await parts.query_embedder.embed(queries, store_ids))
     searches = [
         SearchQuery(store_id, text, vector, max_results, filter, ranking)
         for store_id in dict.fromkeys(store_ids)
