@@ -25,9 +25,6 @@ def measure(database: Database, index: IndexWriter, metrics: Metrics) -> None:
     metrics.set(INGESTION_QUEUE_FILES, count)
     metrics.set(INGESTION_OLDEST_SECONDS, max(0.0, time.time() - oldest) if count else 0.0)
 
-    unindexed = {"text": 0, "vector": 0}
-    for store_id in store_ids:
-        for column, rows in index.unindexed_rows(store_id).items():
-            unindexed[column] = max(unindexed[column], rows)
-    for column, rows in unindexed.items():
-        metrics.set(UNINDEXED_ROWS, rows, index=column)
+    unindexed = [index.unindexed_rows(store_id) for store_id in store_ids]
+    for column in ("text", "vector"):
+        metrics.set(UNINDEXED_ROWS, max((rows.get(column, 0) for rows in unindexed), default=0), index=column)

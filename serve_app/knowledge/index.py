@@ -153,7 +153,7 @@ class IndexWriter:
         return TableState()
 
     def unindexed_rows(self, store_id: str) -> dict[str, int]:
-        """By the columns that have an index, `vector` and `text`: the rows that it does not hold yet."""
+        """By the columns that have an index: the rows that it does not hold yet."""
         with self._unless_dropped(store_id) as table:
             if table is not None:
                 return {column: state.unindexed_rows for column, state in maintenance.index_states(table).items()}
