@@ -6,34 +6,51 @@ neither behind a long batch nor behind minutes of compaction.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NoReturn
 
+from deployments.adapters import RayMetrics
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
+from serve_app.knowledge.gauges import measure
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
-from serve_app.types import AttributeChange, Optimization, StoreFileRef, StoreVersionRef
+from serve_app.types import AttributeChange, Optimization, StoreFileRef, StoreVersionRef, TableState
+
+logger = logging.getLogger(__name__)
+
+_MEASURE_EVERY_S = 15
 
 
 class Indexer:
     def __init__(self, config: AppConfig) -> None:
-        database = open_database(config.storage.resolved_database_url)
+        self._metrics = RayMetrics()
+        self._database = open_database(config.storage.resolved_database_url)
         encoder = load_encoder(config.encoder)
-        self._index = IndexWriter(config.storage.vectors_folder, encoder.dimensions)
-        self._versions = Versions(database, self._index, config.retention)
-        file_store = FileStore(database, config.storage.files_folder)
-        self._ingestor = Ingestor(database, file_store, encoder, self._index, self._versions, config.ingestion)
+        self._index = IndexWriter(config.storage.vectors_folder, encoder.dimensions, self._metrics)
+        self._versions = Versions(self._database, self._index, config.retention)
+        self._ingestor = Ingestor(
+            self._database,
+            FileStore(self._database, config.storage.files_folder),
+            encoder,
+            self._index,
+            self._versions,
+            config.ingestion,
+            self._metrics,
+        )
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._maintenance = ThreadPoolExecutor(1, thread_name_prefix="maintain")
         self._work = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._measuring: asyncio.Task[NoReturn] | None = None
 
     async def wake(self) -> None:
         self._work.set()
@@ -54,6 +71,9 @@ class Indexer:
         work = partial(self._index.optimize, store_id)
         return await asyncio.get_running_loop().run_in_executor(self._maintenance, work)
 
+    async def describe(self, store_id: str) -> TableState:
+        return await asyncio.to_thread(self._index.describe, store_id)
+
     async def ready(self) -> None:
         """Returns if the ingestion loop is alive; raises what ended it otherwise."""
         await self.check_health()
@@ -62,6 +82,7 @@ class Indexer:
         # Ray calls this soon after the constructor, and then regularly, on the replica's event loop.
         if self._loop is None:
             self._loop = asyncio.create_task(self._ingest())
+            self._measuring = asyncio.create_task(self._measure())
         if self._loop.done():
             self._loop.result()
 
@@ -76,6 +97,15 @@ class Indexer:
                 await asyncio.wait_for(self._work.wait(), self._poll_interval_s)
             except TimeoutError:
                 continue
+
+    async def _measure(self) -> NoReturn:
+        while True:
+            try:
+                await asyncio.to_thread(measure, self._database, self._index, self._metrics)
+            except Exception:
+                # What is only for show must not stop the ingestion.
+                logger.exception("the gauges keep their last values")
+            await asyncio.sleep(_MEASURE_EVERY_S)
 
     async def _change(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._changes, work)

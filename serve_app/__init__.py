@@ -6,6 +6,7 @@ errors.py       what can go wrong, with its HTTP status
 types.py        the plain values that cross processes
 config.py       `AppConfig`, the `args:` of serve_config.yaml
 models.py       where a model lies on this machine
+metrics.py      what an operator can watch
 parts.py        the roles that the request path needs, as Protocols
 storage/        the SQL database and the uploaded files
 knowledge/      parse → split → encode → index → search, and the jobs of the indexer

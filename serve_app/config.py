@@ -78,6 +78,8 @@ class RetrievalConfig(_Config):
     """Passages put before the model for a question, unless the request says `max_num_results`."""
     max_passage_tokens: int = Field(2048, ge=64)
     """Tokens of the prompt that all passages together may take; those that rank last are left out."""
+    query_cache_size: int = Field(4096, ge=1)
+    """Queries whose vectors a gateway replica keeps: about 2 kB each with the default encoder."""
 
 
 class RetentionConfig(_Config):

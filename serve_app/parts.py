@@ -4,10 +4,12 @@
 the leaves of `errors.py`, and `Overloaded`, `Unavailable` or `Timeout` if the part cannot be reached.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from serve_app.metrics import Tally
 from serve_app.types import (
     AppendItems,
     AttributeChange,
@@ -25,6 +27,7 @@ from serve_app.types import (
     SearchQuery,
     StoreFileRef,
     StoreVersionRef,
+    TableState,
     WithdrawTurn,
 )
 
@@ -32,6 +35,12 @@ from serve_app.types import (
 class Embedder(Protocol):
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         """One unit vector per text, in order. A text longer than the model's window is cut there."""
+        ...
+
+
+class QueryEmbedder(Protocol):
+    async def embed(self, texts: Sequence[str], store_ids: Sequence[str]) -> FloatMatrix:
+        """As `Embedder.embed`, for searches of these stores. What was asked before need not be computed again."""
         ...
 
 
@@ -62,6 +71,10 @@ class Indexer(Protocol):
 
     async def optimize(self, store_id: str) -> Optimization:
         """Searches and changes go on meanwhile. Seconds, for a million passages minutes."""
+        ...
+
+    async def describe(self, store_id: str) -> TableState:
+        """All zero for a store without passages."""
         ...
 
 
@@ -110,9 +123,12 @@ class Parts:
     """All that answering a request needs, each behind its Protocol."""
 
     embedder: Embedder
+    query_embedder: QueryEmbedder
     retriever: Retriever
     indexer: Indexer
     generator: Generator
     sessions: Sessions
     count_tokens: Callable[[str], int]
     """Tokens of a text as the generator's model counts them."""
+    tallies: Counter[Tally]
+    """What `query_embedder` and `retriever` have counted, until it is added to the database."""

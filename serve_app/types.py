@@ -144,6 +144,27 @@ class Optimization:
     elapsed_ms: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    kind: str | None = None
+    """As LanceDB names it. None: there is none, and a search compares every row."""
+    indexed_rows: int = 0
+    unindexed_rows: int = 0
+    """Searched one by one, until the next maintenance."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """A store as it lies on the disk."""
+
+    passages: int = 0
+    fragments: int = 0
+    size_bytes: int = 0
+    """With its indices, and the versions that are kept."""
+    vector: IndexState = IndexState()
+    text: IndexState = IndexState()
+
+
 # --- conversations ------------------------------------------------------------------------------
 
 

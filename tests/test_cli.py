@@ -259,6 +259,22 @@ def test_stores_are_listed_with_their_files(server: Server, docs: Path) -> None:
     assert "vs_" in result.stdout
 
 
+def test_the_statistics_of_a_store_are_shown(server: Server, docs: Path) -> None:
+    server.run("ingest", str(docs), "--store", "france")
+    assert "searches      0 (0 more failed)" in server.run("stores", "--statistics", "france").stdout
+    for _ in range(2):
+        server.run("ask", "What is the capital of France?", "--store", "france")
+
+    result = server.run("stores", "--statistics", "france")
+
+    assert result.exit_code == 0, result.output
+    assert "documents     2 in 0 passages" in result.stdout
+    assert "searches      2 (0 more failed)" in result.stdout
+    assert "p95 " in result.stdout
+    assert "queries       1 from the cache, 1 embedded" in result.stdout
+    assert "there is no store 'nowhere'" in server.run("stores", "--statistics", "nowhere").stderr
+
+
 def test_a_server_that_is_not_there_is_one_line() -> None:
     result = CliRunner().invoke(app, ["stores", "--url", f"http://127.0.0.1:{free_ports(1)[0]}"])
 

@@ -16,6 +16,7 @@ from serve_app.api import (
     health,
     models,
     responses,
+    statistics,
     vector_stores,
 )
 from serve_app.api.context import Context
@@ -53,17 +54,32 @@ def create_app(
         check_parts=check_parts,
     )
     add_error_handlers(app)
-    for resource in (models, embeddings, chat_completions, responses, conversations, files, vector_stores, health):
+    for resource in (
+        models,
+        embeddings,
+        chat_completions,
+        responses,
+        conversations,
+        files,
+        vector_stores,
+        statistics,
+        health,
+    ):
         app.include_router(resource.router)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    sweeping = asyncio.create_task(files.sweep_expired(app.state.context))
+    context = app.state.context
+    background = [
+        asyncio.create_task(files.sweep_expired(context)),
+        asyncio.create_task(statistics.save_tallies(context)),
+    ]
     yield
-    sweeping.cancel()
-    await asyncio.wait([sweeping])
+    for task in background:
+        task.cancel()
+    await asyncio.wait(background)
 
 
 def _api_keys() -> list[str]:

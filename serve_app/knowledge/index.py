@@ -28,6 +28,7 @@ from serve_app.errors import InternalError, InvalidRequest
 from serve_app.knowledge import maintenance
 from serve_app.knowledge.commit import swap
 from serve_app.knowledge.split import Piece
+from serve_app.metrics import MAINTENANCE_SECONDS, NO_METRICS, Metrics, timed
 from serve_app.types import (
     AttributeChange,
     AttributeValue,
@@ -40,6 +41,7 @@ from serve_app.types import (
     Passage,
     Ranking,
     SearchQuery,
+    TableState,
 )
 
 _RRF_K = 60
@@ -95,12 +97,13 @@ class IndexWriter:
     of the commits.
     """
 
-    def __init__(self, folder: Path, dimensions: int) -> None:
+    def __init__(self, folder: Path, dimensions: int, metrics: Metrics = NO_METRICS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0), session=_session())
         self._dimensions = dimensions
         self.lock = RLock()  # two that add columns or make the table at once would refuse each other
+        self._metrics = metrics
         self._merging = Lock()  # and so would two that compact it
 
     def add(self, store_id: str, files: Sequence[FilePassages], *, replacing: Collection[str] = ()) -> None:
@@ -164,7 +167,8 @@ class IndexWriter:
             # While another compacts, ingestion does not wait: it looks again after its next batch.
             elif maintenance.needs_maintenance(table) and self._merging.acquire(blocking=False):
                 try:
-                    maintenance.merge(table, self._table_folder(store_id))
+                    with timed(self._metrics, MAINTENANCE_SECONDS, trigger="automatic"):
+                        maintenance.merge(table, self._table_folder(store_id))
                 finally:
                     self._merging.release()
 
@@ -172,10 +176,25 @@ class IndexWriter:
         """Do all of that now, remove what a claim that was lost has left, and say what it did."""
         with self._merging, self._unless_dropped(store_id) as table:
             if table is not None:
-                return maintenance.optimize(
-                    table, self._table_folder(store_id), lambda: self._remove_superseded(store_id, table)
-                )
+                with timed(self._metrics, MAINTENANCE_SECONDS, trigger="requested"):
+                    return maintenance.optimize(
+                        table, self._table_folder(store_id), lambda: self._remove_superseded(store_id, table)
+                    )
         return Optimization()
+
+    def describe(self, store_id: str) -> TableState:
+        """What the store holds; all zero if it has no table."""
+        with self._unless_dropped(store_id) as table:
+            if table is not None:
+                return maintenance.describe(table, self._table_folder(store_id))
+        return TableState()
+
+    def unindexed_rows(self, store_id: str) -> dict[str, int]:
+        """By the columns that have an index: the rows that it does not hold yet."""
+        with self._unless_dropped(store_id) as table:
+            if table is not None:
+                return {column: state.unindexed_rows for column, state in maintenance.index_states(table).items()}
+        return {}
 
     def _remove_superseded(self, store_id: str, table: Any) -> int:
         rows = table.count_rows()

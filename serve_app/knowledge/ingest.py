@@ -25,6 +25,7 @@ from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.parse import extract_text
 from serve_app.knowledge.split import Piece, passage_size, split, texts_to_encode
 from serve_app.knowledge.versions import Versions
+from serve_app.metrics import INGESTED_FILES, INGESTED_PASSAGES, INGESTION_FAILURES, NO_METRICS, Metrics
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
 from serve_app.types import AttributeValue, FloatMatrix, Json
@@ -78,6 +79,7 @@ class Ingestor:
         index: IndexWriter,
         versions: Versions,
         config: IngestionConfig,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._database = database
         self._files = file_store
@@ -85,6 +87,7 @@ class Ingestor:
         self._index = index
         self._versions = versions
         self._config = config
+        self._metrics = metrics
 
     def run_once(self) -> int:
         """Ingest some of the files that wait, and return how many were taken on: 0 if none waits.
@@ -101,13 +104,11 @@ class Ingestor:
             vectors = self._encode(parts)
             for store_id, rows in _by_store(parts, vectors):
                 self._commit(store_id, rows)
-        logger.info(
-            "ingested %d of %d files, %d passages, in %.1f s",
-            len(parts),
-            len(jobs),
-            sum(len(part.pieces) for part in parts),
-            time.monotonic() - started,
-        )
+        passages = sum(len(part.pieces) for part in parts)
+        self._metrics.add(INGESTED_FILES, len(parts))
+        self._metrics.add(INGESTED_PASSAGES, passages)
+        elapsed_s = time.monotonic() - started
+        logger.info("ingested %d of %d files, %d passages, in %.1f s", len(parts), len(jobs), passages, elapsed_s)
         return len(jobs)
 
     # The steps
@@ -197,6 +198,7 @@ class Ingestor:
 
     def _fail(self, job: _Job, code: ErrorCode, message: str) -> None:
         logger.info("file %s of store %s failed: %s", job.file_id, job.store_id, code)
+        self._metrics.add(INGESTION_FAILURES, code=code)
         if job.fence > 1:
             self._index.remove_file(job.store_id, job.file_id, before_fence=job.fence)
         with self._database.write() as connection:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_random_exponential
 
-from serve_app.types import Optimization
+from serve_app.types import IndexState, Optimization, TableState
 
 MAX_UNINDEXED_ROWS = 1000
 """Each thousand passages that the text index does not hold yet cost a text search about 20 ms."""
@@ -72,6 +72,27 @@ def optimize(table: Any, folder: Path, remove_duplicates: Callable[[], int]) -> 
         search_ms=(before[2], after[2]),
         elapsed_ms=1e3 * (time.monotonic() - started),
     )
+
+
+def describe(table: Any, folder: Path) -> TableState:
+    """What there is, and what its indices hold. Looks at every file of the table, so not for each search."""
+    rows = table.count_rows()
+    indices = index_states(table)
+    return TableState(
+        passages=rows,
+        fragments=table.stats()["fragment_stats"]["num_fragments"],
+        size_bytes=_bytes_under(folder),
+        vector=indices.get("vector", IndexState(unindexed_rows=rows)),
+        text=indices.get("text", IndexState(unindexed_rows=rows)),
+    )
+
+
+def index_states(table: Any) -> dict[str, IndexState]:
+    """By column, of those that have an index."""
+    return {
+        index.columns[0]: IndexState(index.index_type, index.num_indexed_rows, index.num_unindexed_rows)
+        for index in table.list_indices()
+    }
 
 
 def superseded(table: Any) -> list[tuple[str, int]]:

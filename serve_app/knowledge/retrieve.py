@@ -23,7 +23,7 @@ async def retrieve(
     # No vectors for a search by text alone: the encoder has other work.
     vectors: Sequence[FloatVector | None] = [None] * len(queries)
     if ranking.embedding_weight > 0:
-        vectors = list(await parts.embedder.embed(queries))
+        vectors = list(await parts.query_embedder.embed(queries, tuple(tables)))
     searches = [
         SearchQuery(store_id, text, vector, max_results, filter, ranking, table_version)
         for store_id, table_version in tables.items()

@@ -149,3 +149,14 @@ file_batches = Table(
     Column("created_at", BigInteger, nullable=False),
     ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
 )
+
+# How often what became of a store's searches, from all gateways: see `Tally` in metrics.py.
+search_tallies = Table(
+    "search_tallies",
+    metadata,
+    Column("store_id", String(80), primary_key=True),
+    Column("kind", String(20), primary_key=True),  # search, failed_search, query_cache_hit, query_cache_miss
+    Column("bucket", Integer, primary_key=True),  # of time, logarithmic; 0 for all but searches
+    Column("total", BigInteger, nullable=False),
+    ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
+)

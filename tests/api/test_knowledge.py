@@ -24,6 +24,7 @@ from serve_app.types import (
     SearchQuery,
     StoreFileRef,
     StoreVersionRef,
+    TableState,
 )
 from tests.api.conftest import build_app, open_test_database
 from tests.api.parts import knowledge_parts
@@ -84,6 +85,9 @@ class LocalIndex:
 
     async def optimize(self, store_id: str) -> Optimization:
         return await run_in_threadpool(self._writer.optimize, store_id)
+
+    async def describe(self, store_id: str) -> TableState:
+        return await run_in_threadpool(self._writer.describe, store_id)
 
     async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
         return await self._reader.search(query)
@@ -170,3 +174,20 @@ def test_the_clients_own_helpers_wait_for_the_ingestion(client: openai.OpenAI) -
 
     assert file.status == "completed"
     assert (batch.status, batch.file_counts.completed) == ("completed", 2)
+
+
+def test_the_statistics_tell_of_the_table_as_it_is(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create(
+        file_ids=[upload(client, "paris.txt", PARIS), upload(client, "tokyo.txt", TOKYO)]
+    )
+    before = client.get(f"/vector_stores/{store.id}/statistics", cast_to=dict[str, Any])
+
+    client.post(f"/vector_stores/{store.id}/optimize", cast_to=object)
+    after = client.get(f"/vector_stores/{store.id}/statistics", cast_to=dict[str, Any])
+
+    assert (before["documents"], before["passages"]) == (after["documents"], after["passages"]) == (2, 2)
+    assert before["size_bytes"] > 0
+    assert before["index"]["text"] == {"kind": "FTS", "indexed_rows": 0, "unindexed_rows": 2}
+    assert after["index"]["text"] == {"kind": "FTS", "indexed_rows": 2, "unindexed_rows": 0}
+    assert after["index"]["vector"] == {"kind": None, "indexed_rows": 0, "unindexed_rows": 2}
+    assert after["index"]["fragments"] == 1

@@ -265,6 +265,7 @@ def test_files_are_listed_by_status(api: Api) -> None:
         ("GET", "/file_batches/b/files", None),
         ("POST", "/search", {"query": "a"}),
         ("POST", "/optimize", None),
+        ("GET", "/statistics", None),
     ],
 )
 def test_an_unknown_store_is_not_found_wherever_it_is_named(

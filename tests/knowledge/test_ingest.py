@@ -19,6 +19,7 @@ from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
 from serve_app.types import FloatMatrix, Json, Passage, Ranking, SearchQuery
+from tests.fakes import RecordedMetrics
 
 STORE = "vs_0a"
 ENCODER = "all-minilm-l6-v2"
@@ -201,6 +202,27 @@ async def test_bad_files_fail_alone_and_say_why(library: Library) -> None:
     assert "no text" in outcome["blank"]["error_message"]
     assert "upload it again" in outcome["gone"]["error_message"]
     assert [passage.file_id for passage in await library.passages()] == ["file-good"]
+
+
+def test_what_became_of_files_is_counted(library: Library) -> None:
+    library.add_file("file-blank", " \n\t ")
+    library.add_file("file-empty", "")
+    library.add_file("file-what", b"?", media_type="image/png")
+    library.add_file("file-long", "A sentence of seven words, no more. " * 200)
+    library.add_file("file-short", "A short one.")
+    metrics = RecordedMetrics()
+
+    Ingestor(
+        library.database, library.folder, library.encoder, library.index, library.versions, IngestionConfig(), metrics
+    ).run_once()
+
+    assert metrics.totals == {
+        ("rayconteur_ingested_files",): 2,
+        ("rayconteur_ingested_passages",): library.job("file-long")["passages"] + 1,
+        ("rayconteur_ingestion_failures", "invalid_file"): 2,
+        ("rayconteur_ingestion_failures", "unsupported_file"): 1,
+    }
+    assert library.job("file-long")["passages"] > 1
 
 
 def test_file_tried_too_often_fails(library: Library) -> None:

@@ -10,7 +10,8 @@ import pytest
 from serve_app.knowledge import maintenance
 from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
 from serve_app.knowledge.split import Piece
-from serve_app.types import Optimization, Passage, Ranking, SearchQuery
+from serve_app.types import IndexState, Optimization, Passage, Ranking, SearchQuery, TableState
+from tests.fakes import RecordedMetrics
 
 STORE = "vs_0a"
 ROUNDS = 30
@@ -128,3 +129,40 @@ def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(writer: In
     assert young.exists()
     maintenance.sweep(data.parent, timedelta(0))
     assert not young.exists()
+
+
+def test_a_store_is_described_as_it_is_before_and_after(writer: IndexWriter) -> None:
+    before = writer.describe(STORE)
+    unindexed = writer.unindexed_rows(STORE)
+    writer.optimize(STORE)
+    after = writer.describe(STORE)
+
+    assert (before.passages, before.fragments) == (ROUNDS, ROUNDS)
+    assert before.text == IndexState("FTS", indexed_rows=0, unindexed_rows=ROUNDS)
+    assert unindexed == {"text": ROUNDS}
+    assert (after.passages, after.fragments) == (ROUNDS, 1)
+    assert after.text == IndexState("FTS", indexed_rows=ROUNDS, unindexed_rows=0)
+    assert after.vector == IndexState(None, 0, ROUNDS)
+    assert min(before.size_bytes, after.size_bytes) > 0
+    writer.drop(STORE)
+    assert writer.describe(STORE) == TableState()
+    assert writer.unindexed_rows(STORE) == {}
+
+
+def test_each_round_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = RecordedMetrics()
+    writer = IndexWriter(tmp_path, 4, metrics)
+    for number in range(3):
+        add(writer, f"file-{number}")
+
+    writer.maintain(STORE)
+    assert metrics.observed == {}
+    monkeypatch.setattr(maintenance, "MAX_SMALL_FRAGMENTS", 1)
+    writer.maintain(STORE)
+    writer.optimize(STORE)
+    writer.optimize(STORE)
+
+    assert {key: len(times) for key, times in metrics.observed.items()} == {
+        ("rayconteur_maintenance_seconds", "automatic"): 1,
+        ("rayconteur_maintenance_seconds", "requested"): 2,
+    }
