@@ -11,6 +11,7 @@ from deployments.adapters import (
     RemoteEmbedder,
     RemoteGenerator,
     RemoteIndexer,
+    RemoteReranker,
     RemoteRetriever,
     RemoteSessions,
     part_status,
@@ -55,6 +56,7 @@ class Gateway:
             generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
             sessions=RemoteSessions(handles["sessions"], timeout_s),
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
+            reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
         )
         database = open_database(config.storage.resolved_database_url)
         return create_app(config, parts, database, self._check_parts)

@@ -22,6 +22,8 @@ from serve_app.types import (
     Page,
     PageQuery,
     Passage,
+    RerankRequest,
+    Scores,
     SearchQuery,
     StoreFileRef,
     WithdrawTurn,
@@ -31,6 +33,12 @@ from serve_app.types import (
 class Embedder(Protocol):
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         """One unit vector per text, in order. A text longer than the model's window is cut there."""
+        ...
+
+
+class Reranker(Protocol):
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """The relevance of each passage to its question, in order. A text over the model's window is cut there."""
         ...
 
 
@@ -111,3 +119,5 @@ class Parts:
     sessions: Sessions
     count_tokens: Callable[[str], int]
     """Tokens of a text as the generator's model counts them."""
+    reranker: Reranker | None = None
+    """None if `retrieval.reranker` is not configured."""

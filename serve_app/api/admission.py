@@ -28,12 +28,12 @@ def require_model(context: Context, model: str | None) -> str:
 
 
 async def build_search(context: Context, tool: FileSearchTool, *, with_results: bool = False) -> Search:
-    """Raises `NotFound` for a vector store that does not exist."""
+    """Raises `NotFound` for a vector store that does not exist, `InvalidRequest` for a ranker that is not there."""
     await run_in_threadpool(context.catalog.require_stores, tool.vector_store_ids)
     return Search(
         store_ids=tuple(tool.vector_store_ids),
         max_passages=tool.max_num_results or context.config.retrieval.max_passages,
         filter=tool.filters.to_filter() if tool.filters else None,
-        ranking=tool.ranking_options.to_ranking(),
+        ranking=tool.ranking_options.to_ranking(context.config.retrieval.reranker),
         with_results=with_results,
     )

@@ -65,7 +65,13 @@ class CitedText:
 
 
 def build_citation(passage: Passage, index: int) -> Json:
-    return {"type": "file_citation", "file_id": passage.file_id, "filename": passage.filename, "index": index}
+    return {
+        "type": "file_citation",
+        "file_id": passage.file_id,
+        "filename": passage.filename,
+        "index": index,
+        "place": passage.place_to_json(),
+    }
 
 
 # --- after the fact -----------------------------------------------------------------------------
