@@ -38,14 +38,13 @@ def rank(found: Iterable[Passage], ranking: Ranking) -> list[Passage]:
 
 
 def _join(one: Passage, other: Passage) -> Passage:
-    """The nearer of two near-identical passages, or the same from both halves, with the best of both scores."""
-    nearer, further = (other, one) if _or_least(other.cosine) > _or_least(one.cosine) else (one, other)
-    bm25 = nearer.bm25 if _or_least(nearer.bm25) >= _or_least(further.bm25) else further.bm25
-    return replace(nearer, bm25=bm25)
+    """The nearer of two near-identical passages, or one that both halves have found, with both scores."""
+    nearer, further = (other, one) if _cosine(other) > _cosine(one) else (one, other)
+    return nearer if nearer.bm25 is not None else replace(nearer, bm25=further.bm25)
 
 
-def _or_least(score: float | None) -> float:
-    return -np.inf if score is None else score
+def _cosine(passage: Passage) -> float:
+    return -1.0 if passage.cosine is None else passage.cosine
 
 
 def _fused(passages: Sequence[Passage], ranking: Ranking) -> list[float]:

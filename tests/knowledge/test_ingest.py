@@ -18,6 +18,7 @@ from serve_app.knowledge.ingest import Ingestor
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
 from serve_app.types import FloatMatrix, Json, Passage, Ranking, SearchQuery
+from tests.knowledge.test_parse import pdf
 
 STORE = "vs_0a"
 ENCODER = "all-minilm-l6-v2"
@@ -158,6 +159,35 @@ async def test_waiting_file_becomes_searchable_and_completed(library: Library) -
     job = library.job("file-1")
     assert (job["status"], job["passages"], job["error_code"], job["attempts"]) == ("completed", 1, None, 1)
     assert job["usage_bytes"] == len(passage.text) + 4 * library.encoder.dimensions
+
+
+async def test_passages_know_their_place(library: Library) -> None:
+    section = "It is about one thing. " * 70
+    library.add_file("file-1", pdf("Page one.", "", "Page three."), media_type="application/pdf")
+    library.add_file("file-2", f"# Guide\n\n{section}\n\n## Install\n\n{section}", media_type="text/markdown")
+    library.add_file("file-3", "# a comment\nprint()", media_type="text/plain")
+
+    library.ingestor().run_once()
+
+    document, *guide, code = await library.passages()
+    assert (document.pages, document.heading) == ((1, 3), ())
+    assert guide[0].heading == ("Guide",)
+    assert guide[-1].heading == ("Guide", "Install")
+    assert guide[-1].pages is None
+    assert code.heading == ()
+
+
+async def test_near_identical_passages_of_a_file_are_stored_once(library: Library) -> None:
+    notice = "This page is intended to be blank. " * 20
+    chapters = [f"# Chapter {number}\n\n" + f"It is about number {number}. " * 25 for number in (1, 2)]
+    text = "\n\n".join([chapters[0], f"# Notice\n\n{notice}", chapters[1], f"# NOTICE\n\n{notice}"])
+    library.add_file("file-1", text, media_type="text/markdown")
+
+    library.ingestor().run_once()
+
+    found = await library.passages()
+    assert [passage.heading for passage in found] == [("Chapter 1",), ("Notice",), ("Chapter 2",)]
+    assert library.job("file-1")["passages"] == 3
 
 
 def test_nothing_to_do_is_no_work(library: Library) -> None:
