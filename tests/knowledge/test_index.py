@@ -194,7 +194,7 @@ async def test_vectors_are_read_only_if_asked_for(store: Store) -> None:
 
     assert [passage.vector for passage in await store.reader.search(question)] == [None, None]
     found = await store.reader.search(replace(question, with_vectors=True))
-    assert np.array_equal([passage.vector for passage in found], _directions(0, 60))
+    assert np.array_equal([passage.vector for passage in found if passage.vector is not None], _directions(0, 60))
     assert await store.reader.search(replace(question, store_id="vs_0b", with_vectors=True)) == ()
 
 
