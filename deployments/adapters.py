@@ -36,6 +36,8 @@ from serve_app.types import (
     Page,
     PageQuery,
     Passage,
+    RerankRequest,
+    Scores,
     SearchQuery,
     StoreFileRef,
     StoreVersionRef,
@@ -64,6 +66,15 @@ class RemoteEmbedder:
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         matrix: FloatMatrix = await _call(self._handle.embed, tuple(texts), timeout_s=self._timeout_s)
         return matrix
+
+
+class RemoteReranker:
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._handle, self._timeout_s = handle, timeout_s
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        scores: Scores = await _call(self._handle.rerank, request, timeout_s=self._timeout_s)
+        return scores
 
 
 class RemoteRetriever:

@@ -13,6 +13,7 @@ from deployments.adapters import (
     RemoteEmbedder,
     RemoteGenerator,
     RemoteIndexer,
+    RemoteReranker,
     RemoteRetriever,
     RemoteSessions,
     part_status,
@@ -65,6 +66,7 @@ class Gateway:
             sessions=RemoteSessions(handles["sessions"], timeout_s),
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
             tallies=tallies,
+            reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
         )
         database = open_database(config.storage.resolved_database_url)
         return create_app(config, parts, database, self._check_parts)

@@ -73,11 +73,21 @@ class EncoderConfig(_Config):
     """Passages encoded at once."""
 
 
+class RerankerConfig(_Config):
+    model_id: str
+    model_source: str
+    """A Hugging Face id or folder of a sentence-transformers cross-encoder, or `package:NAME`."""
+    candidates: int = Field(30, ge=1, le=500)
+    """So many of the best passages it reads for a search; each takes a CPU milliseconds."""
+
+
 class RetrievalConfig(_Config):
     max_passages: int = Field(5, ge=1, le=50)
     """Passages put before the model for a question, unless the request says `max_num_results`."""
     max_passage_tokens: int = Field(2048, ge=64)
     """Tokens of the prompt that all passages together may take; those that rank last are left out."""
+    reranker: RerankerConfig | None = None
+    """The cross-encoder that searches may ask for. None: such a search is refused."""
     query_cache_size: int = Field(4096, ge=1)
     """Queries whose vectors a gateway replica keeps: about 2 kB each with the default encoder."""
 

@@ -24,6 +24,8 @@ from serve_app.types import (
     Page,
     PageQuery,
     Passage,
+    RerankRequest,
+    Scores,
     SearchQuery,
     StoreFileRef,
     StoreVersionRef,
@@ -41,6 +43,11 @@ class Embedder(Protocol):
 class QueryEmbedder(Protocol):
     async def embed(self, texts: Sequence[str], store_ids: Sequence[str]) -> FloatMatrix:
         """As `Embedder.embed`, for searches of these stores. What was asked before need not be computed again."""
+
+
+class Reranker(Protocol):
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """The relevance of each passage to its question, in order. A text over the model's window is cut there."""
         ...
 
 
@@ -132,3 +139,5 @@ class Parts:
     """Tokens of a text as the generator's model counts them."""
     tallies: Counter[Tally]
     """What `query_embedder` and `retriever` have counted, until it is added to the database."""
+    reranker: Reranker | None = None
+    """None if `retrieval.reranker` is not configured."""

@@ -4,6 +4,7 @@ Rows come first and the indexer learns of them afterwards: what it misses it fin
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -117,6 +118,10 @@ class RollBackBody(Wire):
     version: StoreVersion
 
 
+class SearchStoresBody(SearchBody):
+    vector_store_ids: Annotated[list[Id], Field(min_length=1, max_length=10)]
+
+
 class FilePageParameters(PageParameters):
     filter: Literal["in_progress", "completed", "failed", "cancelled"] | None = None
 
@@ -141,6 +146,13 @@ async def create_store(body: CreateStoreBody, context: InContext) -> Json:
     if body.file_ids:
         await _wake_indexer(context)
     return store
+
+
+# Before the routes of one store: `search` is no store's id.
+@router.post("/search")
+async def search_stores(body: SearchStoresBody, context: InContext) -> Json:
+    """One search of several stores: at most `max_num_results` in all, each with its `vector_store_id`."""
+    return await _search(body.vector_store_ids, body, context)
 
 
 @router.get("")
@@ -174,23 +186,7 @@ async def delete_store(store_id: str, context: InContext) -> Json:
 
 @router.post("/{store_id}/search")
 async def search_store(store_id: str, body: SearchBody, context: InContext) -> Json:
-    tables = await run_in_threadpool(context.catalog.require_stores, [store_id], body.as_of)
-    queries = [body.query] if isinstance(body.query, str) else body.query
-    passages = await retrieve(
-        context.parts,
-        tables=tables,
-        queries=queries,
-        max_results=body.max_num_results,
-        filter=body.filters.to_filter() if body.filters else None,
-        ranking=(body.ranking_options or RankingOptions()).to_ranking(),
-    )
-    return {
-        "object": "vector_store.search_results.page",
-        "search_query": queries,
-        "data": [_result(passage) for passage in passages],
-        "has_more": False,
-        "next_page": None,
-    }
+    return await _search([store_id], body, context)
 
 
 # Versions
@@ -317,6 +313,26 @@ def list_batch_files(store_id: str, batch_id: str, page: InFilePage, context: In
     return listed.to_json()
 
 
+async def _search(store_ids: Sequence[str], body: SearchBody, context: Context) -> Json:
+    tables = await run_in_threadpool(context.catalog.require_stores, store_ids, body.as_of)
+    queries = [body.query] if isinstance(body.query, str) else body.query
+    passages = await retrieve(
+        context.parts,
+        tables=tables,
+        queries=queries,
+        max_results=body.max_num_results,
+        filter=body.filters.to_filter() if body.filters else None,
+        ranking=(body.ranking_options or RankingOptions()).to_ranking(context.config.retrieval.reranker),
+    )
+    return {
+        "object": "vector_store.search_results.page",
+        "search_query": queries,
+        "data": [_result(passage) for passage in passages],
+        "has_more": False,
+        "next_page": None,
+    }
+
+
 async def _wake_indexer(context: Context) -> None:
     # The files are queued, and the indexer looks by itself every few seconds: this only saves the wait.
     try:
@@ -339,4 +355,6 @@ def _result(passage: Passage) -> Json:
         "score": passage.score,
         "attributes": passage.attributes,
         "content": [{"type": "text", "text": passage.text}],
+        "vector_store_id": passage.store_id,
+        "place": passage.place_to_json(),
     }

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from serve_app.config import RerankerConfig
+from serve_app.errors import InvalidRequest
 from serve_app.types import AttributeValue, Comparison, Compound, Filter, Json, PageQuery, Ranking
 
 Name = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
@@ -73,13 +75,31 @@ class HybridSearch(Wire):
         return self
 
 
+class MaximalMarginalRelevance(Wire):
+    lambda_: float = Field(default=0.5, ge=0, le=1, alias="lambda")
+
+
 class RankingOptions(Wire):
-    ranker: str | None = None
+    ranker: Annotated[str, Field(pattern=r"^(none|auto|default-.*|cross-encoder)$")] | None = None
     score_threshold: float = Field(default=0.0, ge=0, le=1)
     hybrid_search: HybridSearch = HybridSearch()
+    mmr: MaximalMarginalRelevance | None = None
 
-    def to_ranking(self) -> Ranking:
-        return Ranking(self.hybrid_search.embedding_weight, self.hybrid_search.text_weight, self.score_threshold)
+    def to_ranking(self, reranker: RerankerConfig | None) -> Ranking:
+        """Raises `InvalidRequest` for the ranker `cross-encoder` if none is configured."""
+        if self.ranker == "cross-encoder" and reranker is None:
+            raise InvalidRequest(
+                "The ranker 'cross-encoder' is not configured on this server (retrieval.reranker): leave 'ranker' out",
+                param="ranking_options.ranker",
+                code="ranker_not_configured",
+            )
+        return Ranking(
+            embedding_weight=self.hybrid_search.embedding_weight,
+            text_weight=self.hybrid_search.text_weight,
+            score_threshold=self.score_threshold,
+            reranked=reranker.candidates if reranker and self.ranker == "cross-encoder" else 0,
+            mmr_lambda=self.mmr.lambda_ if self.mmr else None,
+        )
 
 
 class FileSearchTool(Wire):

@@ -73,6 +73,7 @@ def build_citation(passage: Passage, index: int) -> Json:
         # What OpenAI's citations do not have: which version of which document.
         "key": passage.key,
         "version": passage.version,
+        "place": passage.place_to_json(),
     }
 
 

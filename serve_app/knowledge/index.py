@@ -27,6 +27,7 @@ from lancedb.query import MatchQuery
 from serve_app.errors import InternalError, InvalidRequest
 from serve_app.knowledge import maintenance
 from serve_app.knowledge.commit import swap
+from serve_app.knowledge.rank import rank
 from serve_app.knowledge.split import Piece
 from serve_app.metrics import MAINTENANCE_SECONDS, NO_METRICS, Metrics, timed
 from serve_app.types import (
@@ -36,25 +37,32 @@ from serve_app.types import (
     Compound,
     Filter,
     FloatMatrix,
+    FloatVector,
     Json,
     Optimization,
     Passage,
-    Ranking,
     SearchQuery,
     TableState,
 )
 
-_RRF_K = 60
-"""Cormack, Clarke and Buettcher 2009."""
-_BM25_HALF = 10.0
+_MAX_CANDIDATES = 4096
+"""A search looks no deeper for results that are not near-identical."""
 _MAX_SEARCH_CHARACTERS = 4000
 _MAX_OPEN_TABLES = 256
 _STORE_ID = re.compile(r"vs_[0-9a-f]+")
 _TAG = re.compile(r"v([0-9]+)")
-_RESULT_COLUMNS = ("passage_id", "file_id", "filename", "key", "version", "text", "start", "attributes")
-
-# Tables that were made before them get these columns with their next commit.
-_LATER_FIELDS = (pa.field("key", pa.string()), pa.field("version", pa.int64()))
+# Null where a file has none. Tables that were made before them get these columns with their next commit.
+_LATER_FIELDS = (
+    pa.field("key", pa.string()),
+    pa.field("version", pa.int64()),
+    pa.field("page", pa.int32()),
+    pa.field("last_page", pa.int32()),
+    pa.field("heading", pa.list_(pa.string())),
+)
+_RESULT_COLUMNS = (
+    *("passage_id", "file_id", "filename", "text", "start", "attributes"),
+    *(field.name for field in _LATER_FIELDS),
+)
 
 _ARROW_TYPES = {"s": pa.string(), "n": pa.float64(), "b": pa.bool_()}
 
@@ -361,79 +369,61 @@ class IndexReader:
 # --- searching ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Scope:
-    columns: list[str]
-    """Of the result."""
-    where: str | None
-
-
 async def _search(table: Any, query: SearchQuery) -> tuple[Passage, ...]:
     schema = await table.schema()
-    scope = _Scope(_present(_RESULT_COLUMNS, schema), None if query.filter is None else _Where(schema).of(query.filter))
-    vector_weight, text_weight = query.ranking.embedding_weight, query.ranking.text_weight
-    if text_weight == 0:
-        found = _scored(await _nearest(table, query, scope, query.max_results), _cosine_score)
-    elif vector_weight == 0:
-        found = _scored(await _matching(table, query, scope, query.max_results), _bm25_score)
-    else:
-        depth = max(50, 5 * query.max_results)
-        nearest, matching = await asyncio.gather(
-            _nearest(table, query, scope, depth), _matching(table, query, scope, depth)
+    where = None if query.filter is None else _Where(schema).of(query.filter)
+    depth = max(50, 5 * query.max_results) if query.ranking.is_hybrid else query.max_results
+    while True:
+        halves = await asyncio.gather(
+            _nearest(table, schema, query, where, depth), _matching(table, schema, query, where, depth)
         )
-        found = _fuse(nearest, matching, query.ranking)
-    return tuple(
-        _passage(query.store_id, row, score)
-        for row, score in found[: query.max_results]
-        if score >= query.ranking.score_threshold
-    )
+        ranked = rank([passage for half in halves for passage in half], query.ranking)
+        relevant = [passage for passage in ranked if passage.score >= query.ranking.score_threshold]
+        there_is_more = len(relevant) == len(ranked) and any(len(half) == depth for half in halves)
+        if len(relevant) >= query.max_results or not there_is_more or depth >= _MAX_CANDIDATES:
+            return tuple(relevant[: query.max_results])
+        # Near-identical passages took the places of others.
+        depth *= 4
 
 
-async def _nearest(table: Any, query: SearchQuery, scope: _Scope, limit: int) -> list[Json]:
+async def _nearest(
+    table: Any, schema: pa.Schema, query: SearchQuery, where: str | None, limit: int
+) -> Sequence[Passage]:
+    if query.ranking.embedding_weight == 0:
+        return ()
     assert query.vector is not None, "a search by vectors needs the vector of its text"
     search = table.query().nearest_to(query.vector).distance_type("cosine")
-    return await _rows_of(search, scope, "_distance", limit)
+    return await _passages_of(search, schema, query, where, "_distance", limit)
 
 
-async def _matching(table: Any, query: SearchQuery, scope: _Scope, limit: int) -> list[Json]:
+async def _matching(
+    table: Any, schema: pa.Schema, query: SearchQuery, where: str | None, limit: int
+) -> Sequence[Passage]:
+    if query.ranking.text_weight == 0:
+        return ()
     # A MatchQuery takes its text as words: nothing in it is syntax.
     search = table.query().nearest_to_text(MatchQuery(query.text[:_MAX_SEARCH_CHARACTERS], "text"))
-    return await _rows_of(search, scope, "_score", limit)
+    return await _passages_of(search, schema, query, where, "_score", limit)
 
 
-async def _rows_of(search: Any, scope: _Scope, score_column: str, limit: int) -> list[Json]:
-    if scope.where is not None:
-        search = search.where(scope.where)
-    rows: list[Json] = (await search.limit(limit).select([*scope.columns, score_column]).to_arrow()).to_pylist()
-    return rows
+async def _passages_of(
+    search: Any, schema: pa.Schema, query: SearchQuery, where: str | None, score_column: str, limit: int
+) -> list[Passage]:
+    columns = [*_present(_RESULT_COLUMNS, schema), score_column]
+    if query.with_vectors:
+        columns.append("vector")
+    if where is not None:
+        search = search.where(where)
+    found = await search.limit(limit).select(columns).to_arrow()
+    vectors: Sequence[FloatVector | None] = [None] * len(found)
+    if query.with_vectors:
+        # Row by row they would become lists of Python numbers first.
+        vectors = list(np.stack(found["vector"].to_numpy())) if len(found) else ()
+        found = found.drop_columns("vector")
+    return [_passage(query.store_id, row, vector) for row, vector in zip(found.to_pylist(), vectors, strict=True)]
 
 
-def _cosine_score(row: Json) -> float:
-    return min(max(1.0 - float(row["_distance"]), 0.0), 1.0)
-
-
-def _bm25_score(row: Json) -> float:
-    return float(row["_score"]) / (float(row["_score"]) + _BM25_HALF)
-
-
-def _scored(rows: list[Json], score: Any) -> list[tuple[Json, float]]:
-    return [(row, score(row)) for row in rows]
-
-
-def _fuse(nearest: list[Json], matching: list[Json], ranking: Ranking) -> list[tuple[Json, float]]:
-    """Weighted reciprocal rank fusion. Of equals, the nearer one is first."""
-    best = (ranking.embedding_weight + ranking.text_weight) / (_RRF_K + 1)
-    rows: dict[str, Json] = {}
-    scores: dict[str, float] = {}
-    for half, weight in ((nearest, ranking.embedding_weight), (matching, ranking.text_weight)):
-        for rank, row in enumerate(half, start=1):
-            rows.setdefault(row["passage_id"], row)
-            scores[row["passage_id"]] = scores.get(row["passage_id"], 0.0) + weight / (_RRF_K + rank) / best
-    ordered = sorted(rows, key=lambda passage_id: -scores[passage_id])
-    return [(rows[passage_id], min(scores[passage_id], 1.0)) for passage_id in ordered]
-
-
-def _passage(store_id: str, row: Json, score: float) -> Passage:
+def _passage(store_id: str, row: Json, vector: FloatVector | None) -> Passage:
     return Passage(
         passage_id=row["passage_id"],
         store_id=store_id,
@@ -442,9 +432,14 @@ def _passage(store_id: str, row: Json, score: float) -> Passage:
         key=row.get("key") or row["file_id"],
         version=row.get("version") or 1,
         text=row["text"],
-        score=score,
+        score=0.0,
         start=row["start"],
         attributes=json.loads(row["attributes"]),
+        pages=None if row.get("page") is None else (row["page"], row["last_page"]),
+        heading=tuple(row.get("heading") or ()),
+        cosine=1.0 - row["_distance"] if "_distance" in row else None,
+        bm25=row.get("_score"),
+        vector=vector,
     )
 
 
@@ -557,6 +552,9 @@ def _rows(files: Sequence[FilePassages], schema: pa.Schema) -> pa.Table:
             "version": file.version,
             "text": piece.text,
             "start": piece.start,
+            "page": piece.pages and piece.pages[0],
+            "last_page": piece.pages and piece.pages[1],
+            "heading": list(piece.heading) or None,
             "fence": file.fence,
             **_column_values(file.attributes),
         }

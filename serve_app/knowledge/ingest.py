@@ -19,10 +19,12 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, select, update
 
 from serve_app.config import IngestionConfig
 from serve_app.errors import InternalError, InvalidRequest, RayconteurError, UnsupportedFile
+from serve_app.knowledge.distinct import first_of_each
 from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.history import is_found, next_version
 from serve_app.knowledge.index import FilePassages, IndexWriter
-from serve_app.knowledge.parse import extract_text
+from serve_app.knowledge.parse import MARKDOWN_TYPES, extract_text
+from serve_app.knowledge.place import locate
 from serve_app.knowledge.split import Piece, passage_size, split, texts_to_encode
 from serve_app.knowledge.versions import Versions
 from serve_app.metrics import INGESTED_FILES, INGESTED_PASSAGES, INGESTION_FAILURES, NO_METRICS, Metrics
@@ -164,6 +166,8 @@ class Ingestor:
             raise InternalError("The content of the file is gone: upload it again") from None
         size = passage_size(job.chunking_strategy, self._encoder.max_tokens)
         pieces = split(text, self._encoder.tokenizer, size.max_tokens, size.overlap_tokens)
+        located = locate(pieces, text, is_markdown=job.media_type in MARKDOWN_TYPES)
+        pieces = first_of_each(located, lambda piece: piece.text)
         return _Split(job, pieces, texts_to_encode(text, pieces))
 
     def _encode(self, parts: Sequence[_Split]) -> list[FloatMatrix]:

@@ -114,6 +114,43 @@ def found(client: openai.OpenAI, store_id: str, query: str, **options: Any) -> l
     return [result.filename for result in client.vector_stores.search(store_id, query=query, **options)]
 
 
+def test_a_result_says_where_in_its_file_it_stands(client: openai.OpenAI) -> None:
+    text = "# France\n\n" + "The river Seine is long. " * 40 + "\n\n# Japan\n\n" + "The capital is Tokyo. " * 9
+    file_id = upload(client, "countries.md", text.encode())
+    store = client.vector_stores.create(file_ids=[file_id])
+
+    # `place` is not one of OpenAI's fields.
+    best: Any = client.vector_stores.search(store.id, query="capital of Japan").data[0].to_dict()
+
+    place = best["place"]
+    (content,) = client.vector_stores.files.content(file_id, vector_store_id=store.id).data
+    assert content.text is not None
+    assert content.text[place["start"] : place["end"]] == best["content"][0]["text"]
+    assert (place["heading"], place["page"], place["last_page"]) == (["Japan"], None, None)
+    assert best["vector_store_id"] == store.id
+
+
+def test_several_stores_are_searched_as_one(client: openai.OpenAI) -> None:
+    stores = [
+        client.vector_stores.create(file_ids=[upload(client, name, content) for name, content in files])
+        for files in (
+            [("paris.txt", PARIS), ("seine.txt", b"The river Seine rises near Dijon.")],
+            [("tokyo.txt", TOKYO), ("copy.txt", PARIS.upper()), ("fuji.txt", b"Fuji is high.")],
+        )
+    ]
+    body = {"query": "the river Seine", "vector_store_ids": [store.id for store in stores], "max_num_results": 3}
+
+    data = client.post("/vector_stores/search", body=body, cast_to=dict[str, Any])["data"]
+
+    # Each store's best is first in both halves there; over both together is Fuji what it is. The copy is not shown.
+    assert [(result["filename"], result["vector_store_id"]) for result in data] == [
+        ("seine.txt", stores[0].id),
+        ("paris.txt", stores[0].id),
+        ("fuji.txt", stores[1].id),
+    ]
+    assert data[0]["score"] == 1.0
+
+
 def test_a_document_is_found_until_it_is_removed(client: openai.OpenAI) -> None:
     paris, tokyo = upload(client, "paris.txt", PARIS), upload(client, "tokyo.md", TOKYO)
     store = client.vector_stores.create(file_ids=[paris, tokyo])

@@ -1,6 +1,8 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pytest
 
@@ -149,11 +151,76 @@ async def test_scores_below_the_threshold_are_left_out(store: Store) -> None:
 
 
 async def test_at_most_max_results(store: Store) -> None:
-    store.add("file-1", *["wing"] * 70)
+    store.add("file-1", *[f"wing {number}" for number in range(70)])
 
     for ranking in (VECTORS, WORDS, Ranking()):
         assert len(await store.search("wing", ranking=ranking, max_results=50)) == 50
         assert len(await store.search("wing", ranking=ranking, max_results=1)) == 1
+
+
+async def test_place_comes_back(store: Store) -> None:
+    pieces = [Piece("a", 0), Piece("b", 9, pages=(2, 3), heading=("Guide", "Install"))]
+    store.writer.add(STORE, [FilePassages("file-1", "a.pdf", {}, pieces, _directions(0, 10))])
+
+    nowhere, somewhere = await store.search()
+
+    assert (nowhere.pages, nowhere.heading) == (None, ())
+    assert (somewhere.pages, somewhere.heading) == ((2, 3), ("Guide", "Install"))
+    assert somewhere.place_to_json() == {
+        "start": 9,
+        "end": 10,
+        "page": 2,
+        "last_page": 3,
+        "heading": ["Guide", "Install"],
+    }
+
+
+async def test_table_that_was_made_before_there_were_places_is_searched_and_added_to(
+    store: Store, tmp_path: Path
+) -> None:
+    store.add("file-1", "a")
+    lancedb.connect(tmp_path / "vectors").open_table(STORE).drop_columns(["page", "last_page", "heading"])
+
+    assert [passage.pages for passage in await store.search()] == [None]
+
+    pieces = [Piece("b", 0, pages=(1, 1), heading=("Guide",))]
+    store.writer.add(STORE, [FilePassages("file-2", "a.pdf", {}, pieces, _directions(10))])
+    assert [passage.heading for passage in await store.search()] == [(), ("Guide",)]
+
+
+async def test_vectors_are_read_only_if_asked_for(store: Store) -> None:
+    store.add("file-1", "a", "b", vectors=_directions(0, 60))
+    question = SearchQuery(STORE, "a", np.array([1, 0, 0, 0], dtype=np.float32))
+
+    assert [passage.vector for passage in await store.reader.search(question)] == [None, None]
+    found = await store.reader.search(replace(question, with_vectors=True))
+    assert np.array_equal([passage.vector for passage in found if passage.vector is not None], _directions(0, 60))
+    assert await store.reader.search(replace(question, store_id="vs_0b", with_vectors=True)) == ()
+
+
+@pytest.mark.parametrize("ranking", [VECTORS, WORDS, Ranking()])
+async def test_near_identical_passages_are_found_once_and_the_page_is_still_full(
+    store: Store, ranking: Ranking
+) -> None:
+    for number in range(120):
+        text = "Wing  wing." if number % 2 else "wing wing."
+        store.add(f"copy-{number}", text, vectors=_directions(number / 100))
+    others = [f"wing {'and lift ' * number}" for number in range(1, 10)]
+    store.add("others", *others, vectors=_directions(*range(10, 19)))
+
+    found = await store.search("wing", ranking=ranking)
+
+    assert [passage.text.lower().split()[:2] for passage in found[:1]] == [["wing", "wing."]]
+    assert [passage.text for passage in found[1:]] == others
+    assert [passage.score for passage in found] == sorted((each.score for each in found), reverse=True)
+
+
+async def test_filter_chooses_among_near_identical_passages(store: Store) -> None:
+    store.add("file-1", "wing", attributes={"year": 1.0})
+    store.add("file-2", "Wing", attributes={"year": 2.0}, vectors=_directions(30))
+
+    assert await store.file_ids(Comparison("gt", "year", 0.0)) == ["file-1"]
+    assert await store.file_ids(Comparison("gt", "year", 1.0)) == ["file-2"]
 
 
 @pytest.mark.parametrize(

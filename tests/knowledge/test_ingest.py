@@ -16,10 +16,12 @@ from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.index import IndexReader, IndexWriter
 from serve_app.knowledge.ingest import Ingestor
 from serve_app.knowledge.versions import Versions
+from serve_app.metrics import NO_METRICS, Metrics
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
 from serve_app.types import FloatMatrix, Json, Passage, Ranking, SearchQuery
 from tests.fakes import RecordedMetrics
+from tests.knowledge.test_parse import pdf
 
 STORE = "vs_0a"
 ENCODER = "all-minilm-l6-v2"
@@ -65,11 +67,18 @@ class Library:
         self.versions = Versions(database, self.index, RetentionConfig())
         self.reader = IndexReader(root / "vectors")
 
-    def ingestor(self, *, encoder: TextEncoder | None = None, lease_s: float = 60, max_attempts: int = 3) -> Ingestor:
+    def ingestor(
+        self,
+        *,
+        encoder: TextEncoder | None = None,
+        lease_s: float = 60,
+        max_attempts: int = 3,
+        metrics: Metrics = NO_METRICS,
+    ) -> Ingestor:
         config = IngestionConfig(
             lease_s=lease_s, max_attempts=max_attempts, poll_interval_s=1, max_file_characters=10**6
         )
-        return Ingestor(self.database, self.folder, encoder or self.encoder, self.index, self.versions, config)
+        return Ingestor(self.database, self.folder, encoder or self.encoder, self.index, self.versions, config, metrics)
 
     def add_store(self, store_id: str = STORE, encoder: str = ENCODER) -> None:
         row = {
@@ -163,6 +172,35 @@ async def test_waiting_file_becomes_searchable_and_completed(library: Library) -
     assert job["usage_bytes"] == len(passage.text) + 4 * library.encoder.dimensions
 
 
+async def test_passages_know_their_place(library: Library) -> None:
+    section = "It is about one thing. " * 70
+    library.add_file("file-1", pdf("Page one.", "", "Page three."), media_type="application/pdf")
+    library.add_file("file-2", f"# Guide\n\n{section}\n\n## Install\n\n{section}", media_type="text/markdown")
+    library.add_file("file-3", "# a comment\nprint()", media_type="text/plain")
+
+    library.ingestor().run_once()
+
+    document, *guide, code = await library.passages()
+    assert (document.pages, document.heading) == ((1, 3), ())
+    assert guide[0].heading == ("Guide",)
+    assert guide[-1].heading == ("Guide", "Install")
+    assert guide[-1].pages is None
+    assert code.heading == ()
+
+
+async def test_near_identical_passages_of_a_file_are_stored_once(library: Library) -> None:
+    notice = "This page is intended to be blank. " * 20
+    chapters = [f"# Chapter {number}\n\n" + f"It is about number {number}. " * 25 for number in (1, 2)]
+    text = "\n\n".join([chapters[0], f"# Notice\n\n{notice}", chapters[1], f"# NOTICE\n\n{notice}"])
+    library.add_file("file-1", text, media_type="text/markdown")
+
+    library.ingestor().run_once()
+
+    found = await library.passages()
+    assert [passage.heading for passage in found] == [("Chapter 1",), ("Notice",), ("Chapter 2",)]
+    assert library.job("file-1")["passages"] == 3
+
+
 def test_nothing_to_do_is_no_work(library: Library) -> None:
     assert library.ingestor().run_once() == 0
 
@@ -212,9 +250,7 @@ def test_what_became_of_files_is_counted(library: Library) -> None:
     library.add_file("file-short", "A short one.")
     metrics = RecordedMetrics()
 
-    Ingestor(
-        library.database, library.folder, library.encoder, library.index, library.versions, IngestionConfig(), metrics
-    ).run_once()
+    library.ingestor(metrics=metrics).run_once()
 
     assert metrics.totals == {
         ("rayconteur_ingested_files",): 2,
