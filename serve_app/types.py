@@ -79,7 +79,7 @@ class Ranking:
     score_threshold: float = 0.0
     """Passages with a lower score are left out; scores are in [0, 1]."""
     reranked: int = 0
-    """So many of the best are ranked anew by the cross-encoder; 0: none."""
+    """At least so many of the best are ranked anew by the cross-encoder; 0: none."""
     mmr_lambda: float | None = None
     """Maximal marginal relevance: 1 is relevance alone, 0 is unlikeness to better results alone. None: not done."""
 

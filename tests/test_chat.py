@@ -27,6 +27,7 @@ from serve_app.chat import (
 from serve_app.config import ApiConfig, AppConfig, SessionsConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded, Timeout, Unavailable
+from serve_app.generation.citations import build_citation
 from serve_app.storage.database import open_database
 from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, new_id
 from tests.fakes import FakeParts, LocalSessions, build_passage
@@ -164,6 +165,8 @@ async def test_response_holds_the_search_the_answer_and_the_usage(fakes: FakePar
                 "score": 0.99,
                 "text": "The Rhine flows through Basel.",
                 "attributes": {"topic": "rivers"},
+                "vector_store_id": "vs_1",
+                "place": RHINE.place_to_json(),
             }
         ],
     }
@@ -172,16 +175,7 @@ async def test_response_holds_the_search_the_answer_and_the_usage(fakes: FakePar
         {
             "type": "output_text",
             "text": "Through Basel.",
-            "annotations": [
-                {
-                    "type": "file_citation",
-                    "file_id": "file_1",
-                    "filename": "1.txt",
-                    "index": 13,
-                    "key": "1.txt",
-                    "version": 1,
-                }
-            ],
+            "annotations": [build_citation(RHINE, 13)],
             "logprobs": [],
         }
     ]

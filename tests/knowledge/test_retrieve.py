@@ -44,7 +44,7 @@ async def test_every_store_is_asked_every_question_and_each_passage_comes_once()
     parts = knowledge_parts(embedder, retriever, RecordingIndexer())
 
     found = await retrieve(
-        parts, tables={"vs_1": None, "vs_2": None}, queries=["one", "two"], max_results=3, ranking=Ranking()
+        parts, tables={"vs_1": None, "vs_2": None}, queries=["one", "two"], max_results=3, ranking=VECTORS
     )
 
     assert [(each.store_id, each.text, each.score) for each in found] == [

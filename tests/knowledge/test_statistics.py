@@ -56,6 +56,7 @@ def add_file(database: Database, store_id: str, file_id: str, **columns: Any) ->
         "store_id": store_id,
         "file_id": file_id,
         "key": file_id,
+        "version": 1,
         "status": "completed",
         "attributes": {},
         "chunking_strategy": {"type": "auto"},
