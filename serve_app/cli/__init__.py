@@ -11,6 +11,7 @@ from serve_app.cli.check import check
 from serve_app.cli.ingest import ingest
 from serve_app.cli.serve import serve
 from serve_app.cli.stores import stores
+from serve_app.cli.versions import optimize, rollback, versions
 
 app = typer.Typer(
     name="rayconteur",
@@ -24,6 +25,9 @@ app.command()(ingest)
 app.command()(ask)
 app.command()(chat)
 app.command()(stores)
+app.command()(versions)
+app.command()(rollback)
+app.command()(optimize)
 
 config = typer.Typer(help="Look at a serve_config.yaml.", no_args_is_help=True)
 config.command()(check)

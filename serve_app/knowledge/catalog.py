@@ -29,6 +29,7 @@ FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 AUTO_CHUNKING: Json = {"type": "auto"}
 _DAY_S = 86_400
 _TOUCH_EVERY_S = 60
+_RATE_OVER_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +75,18 @@ class Catalog:
         with self._database.write() as connection:
             connection.execute(insert(vector_stores).values(row))
             self._add(connection, row, new_files, batch_id=None)
-            return _store_to_json(row, _usage(connection, [row["id"]]))
+            return _store_to_json(connection, row, _usage(connection, [row["id"]]))
 
     def get_store(self, store_id: str) -> Json:
         with self._database.read() as connection:
-            return _store_to_json(_store_row(connection, store_id), _usage(connection, [store_id]))
+            return _store_to_json(connection, _store_row(connection, store_id), _usage(connection, [store_id]))
 
     def list_stores(self, page: PageQuery) -> Page:
         key = (vector_stores.c.created_at, vector_stores.c.id)
         with self._database.read() as connection:
             rows, has_more = select_page(connection, select(vector_stores), key, page)
             usage = _usage(connection, [row["id"] for row in rows])
-        return Page(tuple(_store_to_json(row, usage) for row in rows), has_more)
+            return Page(tuple(_store_to_json(connection, row, usage) for row in rows), has_more)
 
     def update_store(self, store_id: str, changes: Mapping[str, Any]) -> Json:
         """`changes` may name `name`, `metadata`, `expires_after` and `retention`; what it does not name stays."""
@@ -95,7 +96,7 @@ class Catalog:
                 .where(vector_stores.c.id == store_id)
                 .values({**changes, "last_active_at": now_s()})
             )
-            return _store_to_json(_store_row(connection, store_id), _usage(connection, [store_id]))
+            return _store_to_json(connection, _store_row(connection, store_id), _usage(connection, [store_id]))
 
     def delete_store(self, store_id: str) -> None:
         with self._database.write() as connection:
@@ -496,6 +497,31 @@ def _counted(
     return counted
 
 
+def _progress(connection: Connection, usage: _Usage, where: ColumnElement[bool]) -> Json | None:
+    """How long these files will still be in ingestion, at the rate of the last minute; None if none of them is.
+
+    Files are ingested in the order in which they came, whatever their store: those that came before count, too.
+    """
+    if not usage.counts["in_progress"]:
+        return None
+    in_progress = vector_store_files.c.status == "in_progress"
+    latest = select(func.max(vector_store_files.c.created_at)).where(where, in_progress).scalar_subquery()
+    ahead = select(func.count()).where(in_progress, vector_store_files.c.created_at <= latest)
+    since = time.time() - _RATE_OVER_S
+    done = select(func.count(), func.min(vector_store_files.c.completed_at)).where(
+        vector_store_files.c.completed_at > since
+    )
+    left = connection.execute(ahead).scalar_one()
+    completed, first_at = connection.execute(done).one()
+    # What has just begun is not measured over the minute before.
+    rate = completed / max(time.time() - first_at, 1.0) if completed else 0.0
+    return {
+        "files_left": left,
+        "files_per_second": round(rate, 2),
+        "seconds_left": round(left / rate) if rate else None,
+    }
+
+
 def _expires_at(store: RowMapping | Json) -> int | None:
     if store["expires_after"] is None:
         return None
@@ -507,7 +533,7 @@ def _has_expired(store: RowMapping | Json) -> bool:
     return expires_at is not None and expires_at <= now_s()
 
 
-def _store_to_json(store: RowMapping | Json, usage: Mapping[str, _Usage]) -> Json:
+def _store_to_json(connection: Connection, store: RowMapping | Json, usage: Mapping[str, _Usage]) -> Json:
     used = usage.get(store["id"], _no_usage())
     status = "expired" if _has_expired(store) else "in_progress" if used.counts["in_progress"] else "completed"
     return {
@@ -518,6 +544,7 @@ def _store_to_json(store: RowMapping | Json, usage: Mapping[str, _Usage]) -> Jso
         "name": store["name"] or "",
         "usage_bytes": used.size_bytes,
         "file_counts": used.counts,
+        "progress": _progress(connection, used, vector_store_files.c.store_id == store["id"]),
         "status": status,
         "expires_after": store["expires_after"],
         "expires_at": _expires_at(store),
@@ -549,14 +576,15 @@ def _file_to_json(row: RowMapping) -> Json:
 
 def _batch_to_json(connection: Connection, batch: RowMapping | Json) -> Json:
     used = _counted(connection, vector_store_files.c.batch_id, [batch["id"]])
-    counts = used.get(batch["id"], _no_usage()).counts
+    usage = used.get(batch["id"], _no_usage())
     return {
         "id": batch["id"],
         "object": "vector_store.files_batch",
         "created_at": batch["created_at"],
         "vector_store_id": batch["store_id"],
-        "status": _batch_status(counts),
-        "file_counts": counts,
+        "status": _batch_status(usage.counts),
+        "file_counts": usage.counts,
+        "progress": _progress(connection, usage, vector_store_files.c.batch_id == batch["id"]),
     }
 
 

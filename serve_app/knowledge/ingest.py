@@ -91,6 +91,13 @@ class Ingestor:
         self._config = config
         self._metrics = metrics
 
+    def take_over(self) -> None:
+        """Wait for no lease of a process before this one: there is only one at a time, and the fence stops the other."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(vector_store_files).where(vector_store_files.c.status == "in_progress").values(lease_until=0.0)
+            )
+
     def run_once(self) -> int:
         """Ingest some of the files that wait, and return how many were taken on: 0 if none waits.
 

@@ -139,6 +139,7 @@ vector_store_files = Table(
     Index("vector_store_files_by_status", "status", "lease_until"),
     Index("vector_store_files_by_batch", "batch_id"),
     Index("vector_store_files_by_key", "store_id", "key"),
+    Index("vector_store_files_by_completion", "completed_at"),
 )
 
 file_batches = Table(

@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -159,6 +160,21 @@ def test_a_store_delete_that_fails_halfway_can_be_made_again(api: Api) -> None:
 
     api.indexer.error = None
     assert api.openai.vector_stores.delete(store.id).deleted
+
+
+def test_progress_says_how_long_ingestion_will_still_take(api: Api) -> None:
+    done, one, two = (api.upload(f"{name}.txt") for name in "abc")
+    store = api.openai.vector_stores.create(file_ids=[done, one, two])
+
+    def progress() -> Any:
+        return api.openai.vector_stores.retrieve(store.id).to_dict()["progress"]
+
+    assert progress() == {"files_left": 3, "files_per_second": 0.0, "seconds_left": None}
+    finish(api, done, completed_at=time.time() - 10)
+    assert progress() == {"files_left": 2, "files_per_second": 0.1, "seconds_left": pytest.approx(20, abs=2)}
+    finish(api, one)
+    finish(api, two)
+    assert progress() is None
 
 
 # Files in a store

@@ -271,6 +271,17 @@ def test_file_tried_too_often_fails(library: Library) -> None:
     assert "3 times" in job["error_message"]
 
 
+def test_a_new_indexer_does_not_wait_for_the_lease_of_the_one_before(library: Library) -> None:
+    library.add_file("file-1", "Held by a process that is gone.", fence=1, attempts=1, lease_until=1e12)
+    ingestor = library.ingestor()
+    assert ingestor.run_once() == 0
+
+    ingestor.take_over()
+
+    assert ingestor.run_once() == 1
+    assert library.job("file-1")["status"] == "completed"
+
+
 def test_file_whose_indexer_died_is_taken_on_alone(library: Library) -> None:
     library.add_file("file-1", "It may be the reason.", attempts=1)
     library.add_file("file-2", "It is not.")

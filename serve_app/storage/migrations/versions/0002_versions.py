@@ -33,6 +33,7 @@ def upgrade() -> None:
         files.alter_column("key", existing_type=sa.String(1024), nullable=False)
         files.alter_column("version", existing_type=sa.Integer, nullable=False)
         files.create_index("vector_store_files_by_key", ["store_id", "key"])
+        files.create_index("vector_store_files_by_completion", ["completed_at"])
 
 
 def _set_keys() -> None:
