@@ -11,6 +11,8 @@ def upgrade() -> None:
     with op.batch_alter_table("vector_stores") as stores:
         stores.add_column(sa.Column("retention", sa.JSON))
         stores.add_column(sa.Column("table_version", sa.BigInteger, nullable=False, server_default="0"))
+    # Apart, or SQLite's copy of the table would have no default for the rows that it copies.
+    with op.batch_alter_table("vector_stores") as stores:
         stores.alter_column("table_version", server_default=None)
     op.create_table(
         "store_versions",
