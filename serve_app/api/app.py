@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware import Middleware
 
 from serve_app.api import (
+    backups,
     chat_completions,
     conversations,
     embeddings,
@@ -21,6 +22,7 @@ from serve_app.api import (
 from serve_app.api.context import Context
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.middleware import ApiKeys, BodyGuard, RequestScope
+from serve_app.backup.jobs import BackupJobs
 from serve_app.config import API_KEYS_ENV, AppConfig
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
@@ -50,11 +52,13 @@ def create_app(
         database=database,
         catalog=Catalog(database, config.encoder.model_id),
         files=FileStore(database, config.storage.files_folder),
+        backups=BackupJobs(database, config),
         check_parts=check_parts,
     )
     add_error_handlers(app)
-    for resource in (models, embeddings, chat_completions, responses, conversations, files, vector_stores, health):
+    for resource in (models, embeddings, chat_completions, responses, conversations, files, vector_stores, backups):
         app.include_router(resource.router)
+    app.include_router(health.router)
     return app
 
 

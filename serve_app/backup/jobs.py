@@ -6,6 +6,7 @@ made; only what is not completed is known by its row.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,13 +64,19 @@ class BackupJobs:
         return _page(unfinished | completed, page)
 
     def get_backup(self, backup_id: str) -> Json:
-        row = self._row(backup_id)
-        # Its row goes after its snapshot is there.
-        return self._completed(backup_id) if row is None else _backup_to_json(row)
+        row = self._row("backup", backup_id)
+        if row is not None and row["status"] == "failed":
+            return _backup_to_json(row)
+        try:
+            return self._completed(backup_id)
+        except NotFound:
+            if row is None:
+                raise
+            return _backup_to_json(row)
 
     def delete_backup(self, backup_id: str) -> None:
         """What no other snapshot needs goes soon after. Raises `Conflict` for one that is being made."""
-        row = self._row(backup_id)
+        row = self._row("backup", backup_id)
         if row is not None and row["status"] == "in_progress":
             raise Conflict(f"The backup {backup_id!r} is being made: wait until it is completed or failed")
         if row is None or backup_id in self._repository.ids():
@@ -93,9 +100,10 @@ class BackupJobs:
             }
             return _backup_to_json(damaged)
 
-    def _row(self, job_id: str) -> RowMapping | None:
+    def _row(self, kind: str, job_id: str) -> RowMapping | None:
+        query = select(backup_jobs).where(backup_jobs.c.id == job_id, backup_jobs.c.kind == kind)
         with self._database.read() as connection:
-            return connection.execute(select(backup_jobs).where(backup_jobs.c.id == job_id)).mappings().first()
+            return connection.execute(query).mappings().first()
 
     # Restores
 
@@ -116,8 +124,8 @@ class BackupJobs:
             return _restore_to_json(_queue(connection, new_id("restore"), "restore", backup_id, request))
 
     def get_restore(self, backup_id: str, restore_id: str) -> Json:
-        row = self._row(restore_id)
-        if row is None or row["kind"] != "restore" or row["backup_id"] != backup_id:
+        row = self._row("restore", restore_id)
+        if row is None or row["backup_id"] != backup_id:
             raise NotFound(f"The backup {backup_id!r} has no restore {restore_id!r}", param="restore_id")
         return _restore_to_json(row)
 
@@ -152,6 +160,8 @@ class BackupWorker:
 
     def _do(self, claim: "_Claim") -> None:
         started = time.monotonic()
+        # What a killed job has left.
+        shutil.rmtree(self._system.work_folder, ignore_errors=True)
         repository = Repository(self._url)
         request = claim.request
         if claim.kind == "backup":
