@@ -1,7 +1,6 @@
 """`rayconteur backup`, `backups` and `restore`: the server makes them, these ask for them and show how far they are."""
 
 import time
-from datetime import datetime
 from typing import Annotated, cast
 
 import typer
@@ -56,21 +55,25 @@ def restore(
 def backups(url: Url = DEFAULT_URL, api_key: ApiKey = "") -> None:
     """List the backups, the newest first."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("id", "taken", "what", "files", "size", "status"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("id", "what", "files", "size", "status"):
+        # An id is for copying, and tells the time as well.
+        table.add_column(heading, overflow="fold", no_wrap=heading != "what")
+    failed: list[Json] = []
     with connected(url, api_key) as client:
         for each in _list(client):
             what = "everything"
             if each["vector_store_ids"] is not None:
                 names = {store["id"]: store["name"] for store in each["vector_stores"]}
                 what = ", ".join(names.get(store_id) or store_id for store_id in each["vector_store_ids"])
-            status = each["status"] if each["error"] is None else f"{each['status']}: {each['error']['message']}"
-            taken = f"{datetime.fromtimestamp(each['created_at']):%Y-%m-%d %H:%M}"
-            table.add_row(each["id"], taken, what, str(each["files"]), size(each["bytes"]), status)
+            table.add_row(each["id"], what, str(each["files"]), size(each["bytes"]), each["status"])
+            if each["status"] == "failed":
+                failed.append(each)
     if table.row_count:
         out.print(table)
     else:
         err.print("There are no backups yet: rayconteur backup takes one")
+    for each in failed:
+        err.print(f"{each['id']} failed: {each['error']['message']}", style="red", markup=False)
 
 
 def _await(client: OpenAI, job: Json, path: str, doing: str) -> Json:
