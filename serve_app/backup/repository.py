@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import orjson
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -111,8 +112,8 @@ class Repository:
                 self._fs, self._root = url_to_fs(url, use_listings_cache=False)
             except ImportError:
                 raise Unavailable(
-                    f"backup.url is {url!r}, and what reads s3:// is not installed on the server:"
-                    " pip install 'rayconteur[s3]'"
+                    f"backup.url is {url!r}, and what reads s3:// is not installed:"
+                    f" pip install s3fs=={fsspec.__version__} on every node"
                 ) from None
         self._url = url
         self._is_local = isinstance(self._fs, LocalFileSystem)

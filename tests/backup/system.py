@@ -33,6 +33,7 @@ class System:
         self.files = FileStore(database, self.config.storage.files_folder)
         self.catalog = Catalog(database, "toy")
         self.index = IndexWriter(self.config.storage.vectors_folder, 4)
+        self.reader = IndexReader(self.config.storage.vectors_folder)
         self.log = ConversationLog(database, 100, stale_after_s=60)
         self.jobs = BackupJobs(database, self.config)
         self.worker = BackupWorker(database, self.config)
@@ -127,7 +128,7 @@ class System:
 
     async def search(self, store_id: str, text: str) -> list[Passage]:
         query = SearchQuery(store_id, text, vectors([text])[0], 50, ranking=Ranking())
-        return list(await IndexReader(self.config.storage.vectors_folder).search(query))
+        return list(await self.reader.search(query))
 
     def passages(self, store_id: str, version: int | str | None = None) -> list[Json]:
         """Every row of the table, vectors included, in the order of its documents."""

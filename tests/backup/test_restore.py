@@ -16,7 +16,7 @@ from serve_app.backup.repository import Repository, describe, write_items
 from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage import migrations
 from serve_app.storage.database import open_database
-from serve_app.storage.schema import file_batches, store_versions, vector_store_files
+from serve_app.storage.schema import file_batches, files, logs, responses, store_versions, vector_store_files
 from serve_app.types import Json, PageQuery
 from tests.backup.system import System
 
@@ -210,6 +210,40 @@ def test_what_is_there_is_not_replaced(system: System) -> None:
 
     assert (restored["vector_stores"], restored["files"], restored["conversations"]) == ([], 0, 0)
     assert system.rows() == before
+
+
+def test_a_file_with_other_content_is_not_taken_for_the_same(system: System) -> None:
+    store_id = fill(system)
+    backup = system.back_up()
+    with system.database.write() as connection:
+        connection.execute(update(files).values(sha256="other"))
+    before = system.rows()
+
+    restored = system.restore(backup["id"], store_id, "beside")
+
+    assert "other content" in restored["error"]["message"]
+    assert system.rows() == before
+
+
+def test_a_request_that_was_made_again_keeps_its_key(system: System) -> None:
+    def answer(response_id: str) -> None:
+        log = {"id": response_id, "is_conversation": False, "metadata": {}, "created_at": 1, "epoch": 1, "head": 1}
+        row: Json = {"id": response_id, "log_id": response_id, "first_seq": 1, "input_count": 1, "last_seq": 1}
+        row |= {"status": "completed", "body": {}, "idempotency_key": "the key", "created_at": 1}
+        with system.database.write() as connection:
+            connection.execute(insert(logs).values(log))
+            connection.execute(insert(responses).values(row))
+
+    answer("resp_1")
+    backup = system.back_up()
+    system.log.delete_response("resp_1")
+    answer("resp_2")
+
+    assert system.restore(backup["id"])["error"] is None
+
+    with system.database.read() as connection:
+        keys = {row.id: row.idempotency_key for row in connection.execute(select(responses))}
+    assert keys == {"resp_1": None, "resp_2": "the key"}
 
 
 def test_what_was_deleted_comes_back(system: System) -> None:
