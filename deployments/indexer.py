@@ -1,8 +1,8 @@
 """The one writer of every vector store: ingestion, and the changes that clients ask for.
 
 One process, because concurrent writers make LanceDB retry and can double rows. More replicas would be more writers:
-keep it at one. Ingestion has one thread, the changes another, and what is to be optimised now a third: a deletion waits
-neither behind a long batch nor behind minutes of compaction.
+keep it at one. Ingestion has one thread, the changes another, what is to be optimised now a third, and backups have a
+fourth: a deletion waits neither behind a long batch nor behind minutes of compaction or copying.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from deployments.adapters import RayMetrics
+from serve_app.backup.jobs import BackupWorker
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.gauges import measure
@@ -49,16 +50,19 @@ class Indexer:
             config.ingestion,
             self._metrics,
         )
+        self._backups = BackupWorker(self._database, config)
+        self._ingestor.take_over()
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._maintenance = ThreadPoolExecutor(1, thread_name_prefix="maintain")
-        self._work = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
-        self._measuring: asyncio.Task[NoReturn] | None = None
+        self._copying = ThreadPoolExecutor(1, thread_name_prefix="backup")
+        self._work = {self._ingestion: asyncio.Event(), self._copying: asyncio.Event()}
+        self._loops: list[asyncio.Task[None]] = []
 
     async def wake(self) -> None:
-        self._work.set()
+        for work in self._work.values():
+            work.set()
 
     async def update_attributes(self, change: AttributeChange) -> None:
         await self._change(lambda: self._versions.update_attributes(change))
@@ -80,27 +84,30 @@ class Indexer:
         return await asyncio.to_thread(self._index.describe, store_id)
 
     async def ready(self) -> None:
-        """Returns if the ingestion loop is alive; raises what ended it otherwise."""
+        """Returns if the loops of ingestion and of backups are alive; raises what ended one otherwise."""
         await self.check_health()
 
     async def check_health(self) -> None:
         # Ray calls this soon after the constructor, and then regularly, on the replica's event loop.
-        if self._loop is None:
-            self._loop = asyncio.create_task(self._ingest())
-            self._measuring = asyncio.create_task(self._measure())
-        if self._loop.done():
-            self._loop.result()
+        if not self._loops:
+            self._loops = [
+                asyncio.create_task(self._work_off(self._ingestion, self._ingestor.run_once)),
+                asyncio.create_task(self._work_off(self._copying, self._backups.run_once)),
+                asyncio.create_task(self._measure()),
+            ]
+        for loop in self._loops:
+            if loop.done():
+                loop.result()
 
-    async def _ingest(self) -> None:
+    async def _work_off(self, thread: ThreadPoolExecutor, run_once: Callable[[], int]) -> None:
         """Work through what the database holds, for as long as the replica lives."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._ingestion, self._ingestor.take_over)
         while True:
-            self._work.clear()
-            while await loop.run_in_executor(self._ingestion, self._ingestor.run_once):
+            self._work[thread].clear()
+            while await loop.run_in_executor(thread, run_once):
                 pass
             try:
-                await asyncio.wait_for(self._work.wait(), self._poll_interval_s)
+                await asyncio.wait_for(self._work[thread].wait(), self._poll_interval_s)
             except TimeoutError:
                 continue
 

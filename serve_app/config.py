@@ -8,6 +8,7 @@ dashboard: `RAYCONTEUR_DATABASE_URL` and `RAYCONTEUR_API_KEYS` are read from the
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.engine import make_url
@@ -132,6 +133,20 @@ class ApiConfig(_Config):
     """Where a request names no limit."""
 
 
+class BackupConfig(_Config):
+    url: str | None = None
+    """Where backups are kept: a folder, or what fsspec knows, as `s3://bucket/folder`. None: in `storage.folder`."""
+
+    @model_validator(mode="after")
+    def _no_secret_in_args(self) -> "BackupConfig":
+        if self.url and "@" in urlsplit(self.url).netloc:
+            raise ValueError(
+                "backup.url must not hold a key or a password, since Ray shows it in its dashboard: put them into the"
+                " environment of every node (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL for S3)"
+            )
+        return self
+
+
 class AppConfig(_Config):
     storage: StorageConfig = StorageConfig()
     generator: GeneratorConfig = GeneratorConfig()
@@ -141,3 +156,8 @@ class AppConfig(_Config):
     ingestion: IngestionConfig = IngestionConfig()
     sessions: SessionsConfig = SessionsConfig()
     api: ApiConfig = ApiConfig()
+    backup: BackupConfig = BackupConfig()
+
+    @property
+    def backup_url(self) -> str:
+        return self.backup.url or str(self.storage.folder / "backups")

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware import Middleware
 
 from serve_app.api import (
+    backups,
     chat_completions,
     conversations,
     embeddings,
@@ -22,6 +23,7 @@ from serve_app.api import (
 from serve_app.api.context import Context
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.middleware import ApiKeys, BodyGuard, RequestScope
+from serve_app.backup.jobs import BackupJobs
 from serve_app.config import API_KEYS_ENV, AppConfig
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
@@ -51,6 +53,7 @@ def create_app(
         database=database,
         catalog=Catalog(database, config.encoder.model_id),
         files=FileStore(database, config.storage.files_folder),
+        backups=BackupJobs(database, config),
         check_parts=check_parts,
     )
     add_error_handlers(app)
@@ -63,9 +66,10 @@ def create_app(
         files,
         vector_stores,
         statistics,
-        health,
+        backups,
     ):
         app.include_router(resource.router)
+    app.include_router(health.router)
     return app
 
 

@@ -7,6 +7,7 @@ machine that reaches the server.
 import typer
 
 from serve_app.cli.ask import ask, chat
+from serve_app.cli.backup import backup, backups, restore
 from serve_app.cli.check import check
 from serve_app.cli.ingest import ingest
 from serve_app.cli.serve import serve
@@ -28,6 +29,9 @@ app.command()(stores)
 app.command()(versions)
 app.command()(rollback)
 app.command()(optimize)
+app.command()(backup)
+app.command()(backups)
+app.command()(restore)
 
 config = typer.Typer(help="Look at a serve_config.yaml.", no_args_is_help=True)
 config.command()(check)

@@ -92,7 +92,7 @@ class Ingestor:
         self._metrics = metrics
 
     def take_over(self) -> None:
-        """Wait for no lease of a process before this one: there is only one at a time, and the fence stops the other."""
+        """Wait for no lease of the process before this one. If that is still alive, the fence stops it."""
         with self._database.write() as connection:
             connection.execute(
                 update(vector_store_files).where(vector_store_files.c.status == "in_progress").values(lease_until=0.0)

@@ -161,3 +161,22 @@ search_tallies = Table(
     Column("total", BigInteger, nullable=False),
     ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
 )
+
+# A backup or a restore that is to be made, is being made or has failed: claimed under a fence, held by a lease. A
+# completed backup is in its repository, and no longer here.
+backup_jobs = Table(
+    "backup_jobs",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("kind", String(20), nullable=False),  # backup, restore, prune
+    Column("backup_id", String(80), nullable=False),
+    Column("status", String(20), nullable=False),  # in_progress, completed, failed
+    Column("request", JSON, nullable=False),
+    Column("result", JSON, nullable=False),  # as far as it is known
+    Column("error_code", String(40)),
+    Column("error_message", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Index("backup_jobs_by_status", "status", "created_at"),
+)

@@ -19,8 +19,8 @@ from tests.api.conftest import Api
 # Its parameters are classes of schemathesis's own, and nothing here depends on them.
 Operation = APIOperation[Any, Any, Any, Any]
 
-PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models")
-OPERATIONS = 31
+PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models", "/v1/backups")
+OPERATIONS = 37
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "3"))
 """For each operation, of each kind: right and wrong."""
 
@@ -60,6 +60,8 @@ def known_ids(api: Api, operation: Operation) -> dict[str, str]:
         "batch_id": batch_id,
         "version": "1",
         "model_id": "all-minilm-l6-v2",
+        "backup_id": api.http.post("/v1/backups", json={}).json()["id"],
+        "restore_id": "restore_0",
     }
     return {parameter.name: ids[parameter.name] for parameter in operation.path_parameters}
 
