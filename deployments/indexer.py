@@ -1,8 +1,8 @@
 """The one writer of every vector store: ingestion, and the changes that clients ask for.
 
 One process, because concurrent writers make LanceDB retry and can double rows. More replicas would be more writers:
-keep it at one. Ingestion has one thread, the changes another, and what is to be optimised now a third: a deletion waits
-neither behind a long batch nor behind minutes of compaction.
+keep it at one. Ingestion has one thread, the changes another, and maintenance a third: a deletion waits neither behind
+a long batch nor behind minutes of compaction.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
 from serve_app.types import AttributeChange, Optimization, StoreFileRef
 
+_LOOK_EVERY_S = 1.0
+
 
 class Indexer:
     def __init__(self, config: AppConfig) -> None:
@@ -32,7 +34,7 @@ class Indexer:
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._maintenance = ThreadPoolExecutor(1, thread_name_prefix="maintain")
         self._work = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
 
     async def wake(self) -> None:
         self._work.set()
@@ -51,15 +53,16 @@ class Indexer:
         return await asyncio.get_running_loop().run_in_executor(self._maintenance, work)
 
     async def ready(self) -> None:
-        """Returns if the ingestion loop is alive; raises what ended it otherwise."""
+        """Returns if ingestion and maintenance are alive; raises what ended them otherwise."""
         await self.check_health()
 
     async def check_health(self) -> None:
         # Ray calls this soon after the constructor, and then regularly, on the replica's event loop.
-        if self._loop is None:
-            self._loop = asyncio.create_task(self._ingest())
-        if self._loop.done():
-            self._loop.result()
+        if not self._loops:
+            self._loops = [asyncio.create_task(self._ingest()), asyncio.create_task(self._maintain())]
+        for loop in self._loops:
+            if loop.done():
+                loop.result()
 
     async def _ingest(self) -> None:
         """Work through what the database holds, for as long as the replica lives."""
@@ -72,6 +75,13 @@ class Indexer:
                 await asyncio.wait_for(self._work.wait(), self._poll_interval_s)
             except TimeoutError:
                 continue
+
+    async def _maintain(self) -> None:
+        """Keep the stores fast and small, for as long as the replica lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not await loop.run_in_executor(self._maintenance, self._index.maintain_next):
+                await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _change(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._changes, work)

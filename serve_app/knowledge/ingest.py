@@ -172,7 +172,6 @@ class Ingestor:
             elif attributes[job.file_id] != job.attributes:
                 # They were changed after the claim, when there were no rows yet that could have been changed.
                 self._index.update_attributes(AttributeChange(store_id, job.file_id, attributes[job.file_id]))
-        self._index.maintain(store_id)
 
     def _complete(self, rows: Sequence[tuple[_Job, FilePassages]]) -> dict[str, dict[str, AttributeValue]]:
         """Mark the files completed that are still ours. Returns their attributes as they are now, by file id."""
