@@ -136,30 +136,36 @@ class IndexWriter:
                 self._database.drop_table(store_id)
 
     def maintain_next(self) -> bool:
-        """Look after the store that needs it most, and return whether there was one that could not wait.
+        """Do for some store what can wait least, and return whether there was anything.
 
         To be called again and again by one thread: about once a second, and at once after True.
         """
         began = time.monotonic()
-        store_id = self._rota.take(began)
-        if store_id is None:
+        duty = self._rota.take(began)
+        if duty is None:
             return False
-        before = after = None
         try:
-            before = self.version(store_id)
-            self.maintain(store_id)
-            after = self.version(store_id)
+            if duty.is_cleanup:
+                self.clean_up(duty.store_id)
+            else:
+                self.maintain(duty.store_id)
         # One damaged table must not keep all others from being looked after.
         except Exception:
-            logger.exception("store %s could not be maintained", store_id)
-        self._rota.done(store_id, began, time.monotonic(), was_changed=before != after)
+            logger.exception("store %s could not be looked after", duty.store_id)
+        self._rota.done(duty, began, time.monotonic())
         return True
 
     def maintain(self, store_id: str) -> None:
-        """Index, merge and clean up what is due. Milliseconds if nothing is, and at times minutes in a large store."""
+        """Index and merge what is due. Milliseconds if nothing is, and at times minutes in a large store."""
         with self._merging, self._unless_dropped(store_id) as table:
             if table is not None:
-                maintenance.maintain(table, self._table_folder(store_id), _indices(table))
+                maintenance.maintain(table, _indices(table))
+
+    def clean_up(self, store_id: str) -> None:
+        """Remove from the disk what no search can need any more."""
+        with self._merging, self._unless_dropped(store_id) as table:
+            if table is not None:
+                maintenance.clean_up(table, self._table_folder(store_id))
 
     def optimize(self, store_id: str) -> Optimization:
         """Do all of that now, remove what a claim that was lost has left, and say what it did."""

@@ -5,11 +5,11 @@ newest of them are merged as soon as they outgrow the one before: so there are f
 only O(log n) times in its life.
 """
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
 from pathlib import Path
@@ -22,8 +22,6 @@ import pyarrow.compute as pc
 from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_random_exponential
 
 from serve_app.types import Optimization
-
-logger = logging.getLogger(__name__)
 
 KEEP_VERSIONS_FOR = timedelta(minutes=2)
 """A search that is under way, for 30 s at most, reads the version it began with. Tagged versions are kept for good."""
@@ -47,12 +45,20 @@ _PROBES = 5
 _TEMPORARY = "data/.tmp*"
 
 
+@dataclass(frozen=True, slots=True)
+class Duty:
+    store_id: str
+    is_cleanup: bool
+    """Whether old versions are to be removed; otherwise what is new is to be indexed and merged."""
+
+
 class Rota:
     """Which stores are to be looked after, and when. Any thread may say that a store has changed."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._changed_rows: dict[str, int] = {}
+        self._maintained_at: dict[str, float] = {}
         self._cleanup_at: dict[str, float] = {}
         self._rest_until = 0.0
 
@@ -60,31 +66,36 @@ class Rota:
         with self._lock:
             self._changed_rows[store_id] = self._changed_rows.get(store_id, 0) + rows
 
-    def take(self, now: float) -> str | None:
-        """The store to look after now, if there is one; it is then off the list until it changes again."""
+    def take(self, now: float) -> Duty | None:
+        """What to do now, if there is anything; `done` is to be told of it."""
         with self._lock:
             store_id = max(self._changed_rows, key=self._changed_rows.__getitem__, default=None)
             is_backlog = store_id is not None and self._changed_rows[store_id] >= _BACKLOG_ROWS
             if now < self._rest_until and not is_backlog:
                 return None
-            if store_id is None:
-                store_id = next((each for each, due in self._cleanup_at.items() if due <= now), None)
+            untidy = next((each for each, due in self._cleanup_at.items() if due <= now), None)
+            if untidy is not None and not is_backlog:
+                del self._cleanup_at[untidy]
+                return Duty(untidy, is_cleanup=True)
             if store_id is not None:
-                self._changed_rows.pop(store_id, None)
-                self._cleanup_at.pop(store_id, None)
-            return store_id
+                del self._changed_rows[store_id]
+                return Duty(store_id, is_cleanup=False)
+            return None
 
-    def done(self, store_id: str, began: float, ended: float, *, was_changed: bool) -> None:
-        """What was changed leaves an old version behind, which is to be cleaned up when nobody can be reading it."""
+    def done(self, duty: Duty, began: float, ended: float) -> None:
         with self._lock:
             self._rest_until = ended + max(_MIN_REST_S, _REST * (ended - began))
-            if was_changed:
-                self._cleanup_at[store_id] = ended + KEEP_VERSIONS_FOR.total_seconds()
+            if not duty.is_cleanup:
+                self._maintained_at[duty.store_id] = ended
+            # What was maintained has left old versions, which are to go when nobody can be reading them any more.
+            due = self._maintained_at[duty.store_id] + KEEP_VERSIONS_FOR.total_seconds()
+            if due > began:
+                self._cleanup_at.setdefault(duty.store_id, due)
 
 
 # LanceDB's tables are not typed here, nor are Lance's datasets.
-def maintain(table: Any, folder: Path, indices: Mapping[str, Any], *, growth: float = _GROWTH) -> None:
-    """Do what is due: bring `indices` (by column) up to date, merge small fragments, remove old versions and leftovers.
+def maintain(table: Any, indices: Mapping[str, Any], *, growth: float = _GROWTH) -> None:
+    """Do what is due: bring `indices` (by column) up to date, and merge small fragments.
 
     Does nothing and costs milliseconds if nothing is due. With an infinite growth all fragments and segments are merged
     into one each.
@@ -92,6 +103,10 @@ def maintain(table: Any, folder: Path, indices: Mapping[str, Any], *, growth: fl
     _create_missing(table, indices)
     _index_new_rows(table, growth)
     _compact(table, growth)  # after that: only fragments of one segment can be merged
+
+
+def clean_up(table: Any, folder: Path) -> None:
+    """Remove old versions and leftovers from the disk. Reads the manifests of all versions, some 0.2 ms each."""
     table.to_lance().cleanup_old_versions(KEEP_VERSIONS_FOR, error_if_tagged_old_versions=False)
     sweep(folder, KEEP_LEFTOVERS_FOR)
 
@@ -112,7 +127,8 @@ def optimize(
     started = time.monotonic()
     before = _state(table, folder)
     duplicates = remove_duplicates()
-    maintain(table, folder, indices, growth=inf)
+    maintain(table, indices, growth=inf)
+    clean_up(table, folder)
     after = _state(table, folder)
     return Optimization(
         duplicates_removed=duplicates,

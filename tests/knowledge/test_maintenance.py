@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.knowledge import index, maintenance
 from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
-from serve_app.knowledge.maintenance import KEEP_VERSIONS_FOR, Rota
+from serve_app.knowledge.maintenance import KEEP_VERSIONS_FOR, Duty, Rota
 from serve_app.knowledge.split import Piece
 from serve_app.types import (
     AttributeValue,
@@ -29,6 +29,7 @@ STORE = "vs_0a"
 ROUNDS = 30
 DIMENSIONS = 32
 VECTORS = Ranking(text_weight=0)
+KEPT_S = KEEP_VERSIONS_FOR.total_seconds()
 
 
 @pytest.fixture
@@ -145,13 +146,13 @@ def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(writer: In
 async def test_fragments_and_segments_stay_few_however_many_commits_there_are(tmp_path: Path) -> None:
     writer = IndexWriter(tmp_path, 4)
     most = 0
-    for number in range(100):
+    for number in range(50):
         add(writer, f"file-{number}")
         writer.maintain(STORE)
         most = max(most, *lengths(tmp_path))
 
-    assert most <= 5  # 1 + log3(100)
-    assert len(await found(tmp_path, max_results=500)) == 100
+    assert most <= 4
+    assert len(await found(tmp_path, max_results=500)) == 50
 
 
 def test_maintenance_catches_up_with_what_came_before_it(writer: IndexWriter, tmp_path: Path) -> None:
@@ -172,6 +173,7 @@ def test_the_space_of_what_was_deleted_is_freed(
     monkeypatch.setattr(maintenance, "KEEP_VERSIONS_FOR", timedelta(0))
 
     writer.maintain(STORE)
+    writer.clean_up(STORE)
 
     assert deleted_rows(tmp_path) == 0
     assert len(list((tmp_path / f"{STORE}.lance" / "data").iterdir())) == 1
@@ -187,6 +189,7 @@ async def test_old_versions_go_but_those_that_are_tagged(
     for number in range(20):
         add(writer, f"new-{number}")
         writer.maintain(STORE)
+    writer.clean_up(STORE)
 
     versions = [each["version"] for each in opened.list_versions()]
     assert len(versions) == 2
@@ -273,39 +276,51 @@ def test_an_optimised_store_may_be_empty_or_shrunk(large: IndexWriter, tmp_path:
 # --- the rota -----------------------------------------------------------------------------------
 
 
-def test_a_store_is_looked_after_when_it_has_changed_and_once_more_to_clean_up() -> None:
+def test_a_store_is_maintained_when_it_has_changed_and_then_cleaned_up() -> None:
     rota = Rota()
     assert rota.take(100) is None
     rota.changed("vs_1", 20)
-    assert rota.take(100) == "vs_1"
-    rota.done("vs_1", 100, 100, was_changed=True)
-    kept_s = KEEP_VERSIONS_FOR.total_seconds()
+    assert rota.take(100) == Duty("vs_1", is_cleanup=False)
+    rota.done(Duty("vs_1", is_cleanup=False), 100, 100)
 
-    assert rota.take(99 + kept_s) is None
-    assert rota.take(100 + kept_s) == "vs_1"
-    rota.done("vs_1", 300, 300, was_changed=False)
+    assert rota.take(99 + KEPT_S) is None
+    assert rota.take(100 + KEPT_S) == Duty("vs_1", is_cleanup=True)
+    rota.done(Duty("vs_1", is_cleanup=True), 100 + KEPT_S, 100 + KEPT_S)
     assert rota.take(1e9) is None
+
+
+def test_a_store_that_never_rests_is_cleaned_up_as_well_and_at_last_of_its_last_version() -> None:
+    rota = Rota()
+    cleanups = []
+    for now in range(1000, 3000, 2):
+        if now < 2000:
+            rota.changed("vs_1", 20)
+        if duty := rota.take(now):
+            rota.done(duty, now, now)
+            cleanups += [now] * duty.is_cleanup
+
+    assert [now - cleanups[0] for now in cleanups[:3]] == pytest.approx([0, KEPT_S, 2 * KEPT_S], abs=4)
+    assert cleanups[-1] >= 1998 + KEPT_S
 
 
 def test_maintenance_rests_ten_times_as_long_as_it_worked_unless_there_is_a_backlog() -> None:
     rota = Rota()
-    rota.done("vs_1", 100, 106, was_changed=True)
+    rota.done(Duty("vs_1", is_cleanup=False), 100, 106)
     rota.changed("vs_1", 400)
     assert rota.take(165) is None
-    assert rota.take(166) == "vs_1"
-    rota.done("vs_1", 166, 206, was_changed=True)
+    assert rota.take(166) == Duty("vs_1", is_cleanup=False)
+    rota.done(Duty("vs_1", is_cleanup=False), 166, 206)
     rota.changed("vs_2", 300)
     assert rota.take(207) is None
     rota.changed("vs_2", 300)
-    assert rota.take(207) == "vs_2"
+    assert rota.take(207) == Duty("vs_2", is_cleanup=False)
 
 
 def test_the_store_with_most_changes_is_first() -> None:
     rota = Rota()
     for store_id, rows in (("vs_1", 20), ("vs_2", 60), ("vs_1", 20)):
         rota.changed(store_id, rows)
-    assert rota.take(100) == "vs_2"
-    assert rota.take(100) == "vs_1"
+    assert [rota.take(100), rota.take(100)] == [Duty("vs_2", is_cleanup=False), Duty("vs_1", is_cleanup=False)]
 
 
 def test_an_indexer_looks_after_what_it_finds_and_what_it_changes(writer: IndexWriter, tmp_path: Path) -> None:
