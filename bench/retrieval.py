@@ -72,7 +72,7 @@ class Collection:
             start += len(each)
         writer = IndexWriter(folder, encoder.dimensions)
         writer.add(store_id, files)
-        writer.maintain(store_id)
+        writer.optimize(store_id)
         print(f"{store_id}: {len(files)} files, {len(vectors)} passages, encoded {passages_per_s:.0f} passages/s")
 
     async def search(

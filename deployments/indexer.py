@@ -1,8 +1,8 @@
 """The one writer of every vector store: ingestion, and the changes that clients ask for.
 
 One process, because concurrent writers make LanceDB retry and can double rows. More replicas would be more writers:
-keep it at one. Ingestion has one thread, the changes another, what is to be optimised now a third, and backups have a
-fourth: a deletion waits neither behind a long batch nor behind minutes of compaction or copying.
+keep it at one. Ingestion has one thread, the changes another, maintenance a third, and backups have a fourth: a
+deletion waits neither behind a long batch nor behind minutes of compaction or copying.
 """
 
 import asyncio
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 _MEASURE_EVERY_S = 15
 _NICENESS = 19
 """The highest there is. Ray's workers have 15, which is about twice as much of a busy core."""
+
+_LOOK_EVERY_S = 1.0
+_ENFORCE_EVERY_S = 600
 
 
 class Indexer:
@@ -84,7 +87,7 @@ class Indexer:
         return await asyncio.to_thread(self._index.describe, store_id)
 
     async def ready(self) -> None:
-        """Returns if the loops of ingestion and of backups are alive; raises what ended one otherwise."""
+        """Returns if the loops of ingestion, backups and maintenance are alive; raises what ended one otherwise."""
         await self.check_health()
 
     async def check_health(self) -> None:
@@ -93,6 +96,8 @@ class Indexer:
             self._loops = [
                 asyncio.create_task(self._work_off(self._ingestion, self._ingestor.run_once)),
                 asyncio.create_task(self._work_off(self._copying, self._backups.run_once)),
+                asyncio.create_task(self._maintain()),
+                asyncio.create_task(self._enforce_retention()),
                 asyncio.create_task(self._measure()),
             ]
         for loop in self._loops:
@@ -111,6 +116,12 @@ class Indexer:
             except TimeoutError:
                 continue
 
+    async def _enforce_retention(self) -> NoReturn:
+        """Of what only the time makes too old: each commit looks after the rest."""
+        while True:
+            await self._change(self._versions.enforce_retention)
+            await asyncio.sleep(_ENFORCE_EVERY_S)
+
     async def _measure(self) -> NoReturn:
         while True:
             try:
@@ -119,6 +130,13 @@ class Indexer:
                 # What is only for show must not stop the ingestion.
                 logger.exception("the gauges keep their last values")
             await asyncio.sleep(_MEASURE_EVERY_S)
+
+    async def _maintain(self) -> None:
+        """Keep the stores fast and small, for as long as the replica lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not await loop.run_in_executor(self._maintenance, self._index.maintain_next):
+                await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _change(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._changes, work)

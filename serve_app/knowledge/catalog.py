@@ -116,9 +116,7 @@ class Catalog:
                 if store_id not in rows:
                     raise _no_store(store_id)
                 self._require_usable(rows[store_id])
-            tables = {
-                id_: None if as_of is None else table_version(connection, row, as_of) for id_, row in rows.items()
-            }
+            tables = {id_: None if as_of is None else table_version(connection, rows[id_], as_of) for id_ in store_ids}
         stale = [row["id"] for row in rows.values() if row["last_active_at"] <= now - _TOUCH_EVERY_S]
         if stale:
             with self._database.write() as connection:

@@ -205,7 +205,6 @@ class Ingestor:
                     _finish(connection, job, until_version=version)
             if wanted:
                 self._versions.record(connection, store_id, version)
-        self._index.maintain(store_id)
 
     def _fail(self, job: _Job, code: ErrorCode, message: str) -> None:
         logger.info("file %s of store %s failed: %s", job.file_id, job.store_id, code)

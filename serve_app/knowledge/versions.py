@@ -87,7 +87,8 @@ class Versions:
             "pinned": False,
         }
         connection.execute(insert(store_versions).values(row))
-        self._expire(connection, store_id)
+        _, gone = self._expire(connection, store_id)
+        self._index.let_go(store_id, gone)
 
     def enforce_retention(self) -> None:
         """Let go of what is not to be kept any more, in every store."""
@@ -96,11 +97,11 @@ class Versions:
         for store_id in store_ids:
             with self._index.lock:
                 with self._database.write() as connection:
-                    kept = self._expire(connection, store_id)
+                    kept, _ = self._expire(connection, store_id)
                 self._index.keep_only(store_id, kept)
 
-    def _expire(self, connection: Connection, store_id: str) -> set[int]:
-        """Returns the versions that are kept."""
+    def _expire(self, connection: Connection, store_id: str) -> tuple[set[int], set[int]]:
+        """Returns the versions that are kept, and those that no longer are."""
         query = select(vector_stores.c.retention).where(vector_stores.c.id == store_id)
         own = connection.execute(query).scalar()
         retention = self._retention.model_copy(update=own or {})
@@ -111,7 +112,7 @@ class Versions:
             connection.execute(
                 delete(store_versions).where(store_versions.c.store_id == store_id, store_versions.c.version.in_(gone))
             )
-        return {row["version"] for row in rows} - gone
+        return {row["version"] for row in rows} - gone, gone
 
 
 def _set_found(connection: Connection, store_id: str, version: int, found: Mapping[str, IndexedFile]) -> None:

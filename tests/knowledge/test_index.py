@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from serve_app.errors import InternalError, InvalidRequest
-from serve_app.knowledge import maintenance
 from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
 from serve_app.knowledge.split import Piece
 from serve_app.types import (
@@ -342,10 +341,7 @@ async def test_attributes_are_replaced(store: Store) -> None:
     }
 
 
-async def test_maintenance_indexes_the_tail_and_keeps_every_answer(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(maintenance, "MAX_UNINDEXED_ROWS", 3)
+async def test_maintenance_indexes_the_tail_and_keeps_every_answer(store: Store) -> None:
     for number in range(5):
         store.add(f"file-{number}", f"wing number {number}")
     before = store.writer.version(STORE)

@@ -215,7 +215,7 @@ def test_small_files_are_encoded_together_and_committed_once_per_store(library: 
 
     assert encoder.calls == [6]
     for store_id in ("vs_0a", "vs_0b"):
-        assert library.index.version(store_id) == 3  # made, indexed, and one commit
+        assert library.index.version(store_id) == 4  # made, indexed twice, and one commit
     assert {library.job(f"file-{number}")["status"] for number in range(6)} == {"completed"}
 
 

@@ -3,18 +3,36 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import lancedb
 import numpy as np
 import pytest
 
-from serve_app.knowledge import maintenance
+from serve_app.knowledge import index, maintenance
 from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
+from serve_app.knowledge.maintenance import KEEP_VERSIONS_FOR, Duty, Rota
 from serve_app.knowledge.split import Piece
-from serve_app.types import IndexState, Optimization, Passage, Ranking, SearchQuery, TableState
+from serve_app.types import (
+    AttributeValue,
+    Comparison,
+    Filter,
+    FloatMatrix,
+    FloatVector,
+    IndexState,
+    Optimization,
+    Passage,
+    Ranking,
+    SearchQuery,
+    TableState,
+)
 from tests.fakes import RecordedMetrics
 
 STORE = "vs_0a"
 ROUNDS = 30
+DIMENSIONS = 32
+VECTORS = Ranking(text_weight=0)
+KEPT_S = KEEP_VERSIONS_FOR.total_seconds()
 
 
 @pytest.fixture
@@ -82,11 +100,7 @@ async def test_appends_and_searches_go_on_meanwhile(writer: IndexWriter, tmp_pat
     assert len(await found(tmp_path, max_results=500)) == ROUNDS + added
 
 
-async def test_deletions_and_ingestions_own_maintenance_go_on_meanwhile(
-    writer: IndexWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(maintenance, "MAX_SMALL_FRAGMENTS", 1)
-
+async def test_deletions_and_maintenance_go_on_meanwhile(writer: IndexWriter, tmp_path: Path) -> None:
     def ingest() -> None:
         for number in range(30):
             add(writer, f"new-{number}")
@@ -149,15 +163,13 @@ def test_a_store_is_described_as_it_is_before_and_after(writer: IndexWriter) -> 
     assert writer.unindexed_rows(STORE) == {}
 
 
-def test_each_round_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_round_is_a_metric(tmp_path: Path) -> None:
     metrics = RecordedMetrics()
     writer = IndexWriter(tmp_path, 4, metrics)
     for number in range(3):
         add(writer, f"file-{number}")
 
-    writer.maintain(STORE)
     assert metrics.observed == {}
-    monkeypatch.setattr(maintenance, "MAX_SMALL_FRAGMENTS", 1)
     writer.maintain(STORE)
     writer.optimize(STORE)
     writer.optimize(STORE)
@@ -166,3 +178,248 @@ def test_each_round_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("rayconteur_maintenance_seconds", "automatic"): 1,
         ("rayconteur_maintenance_seconds", "requested"): 2,
     }
+
+
+# --- many changes -------------------------------------------------------------------------------
+
+
+async def test_fragments_and_segments_stay_few_however_many_commits_there_are(tmp_path: Path) -> None:
+    writer = IndexWriter(tmp_path, 4)
+    most = 0
+    for number in range(50):
+        add(writer, f"file-{number}")
+        writer.maintain(STORE)
+        most = max(most, *lengths(tmp_path))
+
+    assert most <= 4
+    assert len(await found(tmp_path, max_results=500)) == 50
+
+
+def test_maintenance_catches_up_with_what_came_before_it(writer: IndexWriter, tmp_path: Path) -> None:
+    writer.maintain(STORE)
+
+    fragments, segments = lengths(tmp_path)
+    assert (fragments, segments) == (1, 1)
+    assert table(tmp_path).index_stats("text_idx").num_unindexed_rows == 0
+
+
+def test_the_space_of_what_was_deleted_is_freed(
+    writer: IndexWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.maintain(STORE)
+    for number in range(ROUNDS - 1):
+        writer.remove_file(STORE, f"file-{number}")
+    assert deleted_rows(tmp_path) == ROUNDS - 1
+    monkeypatch.setattr(maintenance, "KEEP_VERSIONS_FOR", timedelta(0))
+
+    writer.maintain(STORE)
+    writer.clean_up(STORE)
+
+    assert deleted_rows(tmp_path) == 0
+    assert len(list((tmp_path / f"{STORE}.lance" / "data").iterdir())) == 1
+
+
+async def test_old_versions_go_but_those_that_are_tagged(
+    writer: IndexWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = table(tmp_path)
+    tagged = opened.version
+    opened.tags.create("v1", tagged)
+    monkeypatch.setattr(maintenance, "KEEP_VERSIONS_FOR", timedelta(0))
+    for number in range(20):
+        add(writer, f"new-{number}")
+        writer.maintain(STORE)
+    writer.clean_up(STORE)
+
+    versions = [each["version"] for each in opened.list_versions()]
+    assert len(versions) == 2
+    assert versions[0] == tagged
+    opened.checkout("v1")
+    assert opened.count_rows() == ROUNDS
+
+
+# --- large stores -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IndexWriter:
+    """A store of 2,000 passages, which counts as large here."""
+    monkeypatch.setattr(index, "_MIN_INDEXED_ROWS", 1000)
+    writer = IndexWriter(tmp_path, DIMENSIONS)
+    add_many(writer, "file-1", unit_vectors(1, 1900), {"tag": "common"})
+    add_many(writer, "file-2", unit_vectors(2, 100), {"tag": "rare"})
+    return writer
+
+
+def test_a_store_that_has_grown_is_searched_through_an_index(large: IndexWriter, tmp_path: Path) -> None:
+    assert "vector" not in indexed_columns(tmp_path)
+    large.maintain(STORE)
+    assert {"vector", "text", "file_id", "s_" + b"tag".hex()} == indexed_columns(tmp_path)
+
+
+async def test_the_index_costs_no_answer(large: IndexWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = unit_vectors(3, 20)
+    rare = Comparison("eq", "tag", "rare")
+    exact = [await nearest(tmp_path, query) for query in queries]
+    exact_rare = [await nearest(tmp_path, query, rare) for query in queries]
+    large.maintain(STORE)
+
+    assert [await nearest(tmp_path, query) for query in queries] == exact
+    assert [await nearest(tmp_path, query, rare) for query in queries] == exact_rare
+    monkeypatch.setattr(index, "_MAX_COMPARED_ROWS", 0)  # the index finds them as well
+    assert [await nearest(tmp_path, query, rare) for query in queries] == exact_rare
+
+
+async def test_what_comes_after_the_index_was_made_is_found_and_indexed(large: IndexWriter, tmp_path: Path) -> None:
+    large.maintain(STORE)
+    new = unit_vectors(4, 300)
+
+    add_many(large, "file-3", new, {"tag": "new", "year": 2020.0})
+    assert (await nearest(tmp_path, new[0]))[0] == "file-3-0"
+    large.maintain(STORE)
+
+    assert (await nearest(tmp_path, new[0]))[0] == "file-3-0"
+    assert table(tmp_path).index_stats("vector_idx").num_unindexed_rows == 0
+    assert "n_" + b"year".hex() in indexed_columns(tmp_path)
+
+
+async def test_an_outgrown_index_is_made_anew_beside_searches_and_appends(large: IndexWriter, tmp_path: Path) -> None:
+    large.maintain(STORE)
+    made = index_uuids(tmp_path)
+    add_many(large, "file-3", unit_vectors(5, 4000), {})
+    probe = unit_vectors(6, 1)
+
+    with ThreadPoolExecutor(1) as pool:
+        maintained = pool.submit(large.maintain, STORE)
+        added = 0
+        while not maintained.done():
+            add_many(large, f"probe-{added}", probe, {})
+            added += 1
+            assert (await nearest(tmp_path, probe[0]))[0].startswith("probe-")
+        maintained.result()
+
+    assert added > 0
+    assert made.isdisjoint(index_uuids(tmp_path))
+
+
+def test_an_optimised_store_may_be_empty_or_shrunk(large: IndexWriter, tmp_path: Path) -> None:
+    large.maintain(STORE)
+    large.remove_file(STORE, "file-1")
+    large.optimize(STORE)
+    large.remove_file(STORE, "file-2")
+    large.optimize(STORE)
+    add_many(large, "file-3", unit_vectors(7, 5), {})
+    large.optimize(STORE)
+    assert table(tmp_path).count_rows() == 5
+
+
+# --- the rota -----------------------------------------------------------------------------------
+
+
+def test_a_store_is_maintained_when_it_has_changed_and_then_cleaned_up() -> None:
+    rota = Rota()
+    assert rota.take(100) is None
+    rota.changed("vs_1", 20)
+    assert rota.take(100) == Duty("vs_1", is_cleanup=False)
+    rota.done(Duty("vs_1", is_cleanup=False), 100, 100)
+
+    assert rota.take(99 + KEPT_S) is None
+    assert rota.take(100 + KEPT_S) == Duty("vs_1", is_cleanup=True)
+    rota.done(Duty("vs_1", is_cleanup=True), 100 + KEPT_S, 100 + KEPT_S)
+    assert rota.take(1e9) is None
+
+
+def test_a_store_that_never_rests_is_cleaned_up_as_well_and_at_last_of_its_last_version() -> None:
+    rota = Rota()
+    cleanups = []
+    for now in range(1000, 3000, 2):
+        if now < 2000:
+            rota.changed("vs_1", 20)
+        if duty := rota.take(now):
+            rota.done(duty, now, now)
+            cleanups += [now] * duty.is_cleanup
+
+    assert [now - cleanups[0] for now in cleanups[:3]] == pytest.approx([0, KEPT_S, 2 * KEPT_S], abs=4)
+    assert cleanups[-1] >= 1998 + KEPT_S
+
+
+def test_maintenance_rests_ten_times_as_long_as_it_worked_unless_there_is_a_backlog() -> None:
+    rota = Rota()
+    rota.done(Duty("vs_1", is_cleanup=False), 100, 106)
+    rota.changed("vs_1", 400)
+    assert rota.take(165) is None
+    assert rota.take(166) == Duty("vs_1", is_cleanup=False)
+    rota.done(Duty("vs_1", is_cleanup=False), 166, 206)
+    rota.changed("vs_2", 300)
+    assert rota.take(207) is None
+    rota.changed("vs_2", 300)
+    assert rota.take(207) == Duty("vs_2", is_cleanup=False)
+
+
+def test_the_store_with_most_changes_is_first() -> None:
+    rota = Rota()
+    for store_id, rows in (("vs_1", 20), ("vs_2", 60), ("vs_1", 20)):
+        rota.changed(store_id, rows)
+    assert [rota.take(100), rota.take(100)] == [Duty("vs_2", is_cleanup=False), Duty("vs_1", is_cleanup=False)]
+
+
+def test_an_indexer_looks_after_what_it_finds_and_what_it_changes(writer: IndexWriter, tmp_path: Path) -> None:
+    restarted = IndexWriter(tmp_path, 4)
+    assert restarted.maintain_next()
+    assert not restarted.maintain_next()
+    assert lengths(tmp_path) == (1, 1)
+
+
+def test_a_damaged_table_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = IndexWriter(tmp_path, 4)
+    add(writer, "file-1")
+    for manifest in (tmp_path / f"{STORE}.lance" / "_versions").iterdir():
+        manifest.write_bytes(b"damaged")
+
+    assert writer.maintain_next()
+    assert not writer.maintain_next()
+    assert STORE in caplog.text
+
+
+# --- helpers ------------------------------------------------------------------------------------
+
+
+# LanceDB's tables are not typed here.
+def table(folder: Path) -> Any:
+    return lancedb.connect(folder).open_table(STORE)
+
+
+def lengths(folder: Path) -> tuple[int, int]:
+    """Fragments, and the segments of the text index."""
+    opened = table(folder)
+    segments = [index.num_segments for index in opened.list_indices() if index.columns == ["text"]]
+    return opened.stats()["fragment_stats"]["num_fragments"], segments[0]
+
+
+def deleted_rows(folder: Path) -> int:
+    return sum(fragment.num_deletions for fragment in table(folder).to_lance().get_fragments())
+
+
+def indexed_columns(folder: Path) -> set[str]:
+    return {column for index in table(folder).list_indices() for column in index.columns}
+
+
+def index_uuids(folder: Path) -> set[str]:
+    indices = table(folder).to_lance().describe_indices()
+    return {segment.uuid for index in indices if index.name == "vector_idx" for segment in index.segments}
+
+
+def unit_vectors(seed: int, count: int) -> FloatMatrix:
+    vectors = np.random.default_rng(seed).standard_normal((count, DIMENSIONS)).astype(np.float32)
+    matrix: FloatMatrix = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return matrix
+
+
+def add_many(writer: IndexWriter, file_id: str, vectors: FloatMatrix, attributes: dict[str, AttributeValue]) -> None:
+    pieces = [Piece(f"passage {number}", number) for number in range(len(vectors))]
+    writer.add(STORE, [FilePassages(file_id, "a.txt", attributes, pieces, vectors)])
+
+
+async def nearest(folder: Path, vector: FloatVector, where: Filter | None = None) -> list[str]:
+    query = SearchQuery(STORE, "", vector, 10, where, VECTORS)
+    return [passage.passage_id for passage in await IndexReader(folder).search(query)]
