@@ -38,8 +38,8 @@ def version_row(connection: Connection, store_id: str, version: int, *, param: s
     return row
 
 
-def table_version(connection: Connection, store: RowMapping, as_of: AsOf) -> int:
-    """LanceDB's version of what searches found then; 0 if there was nothing yet."""
+def table_version(connection: Connection, store: RowMapping, as_of: AsOf) -> int | None:
+    """LanceDB's version of what searches found then: 0 if there was nothing yet, None if no version was recorded."""
     if isinstance(as_of, int):
         return int(version_row(connection, store["id"], as_of, param="as_of")["table_version"])
     moment = as_of.timestamp()
@@ -47,6 +47,8 @@ def table_version(connection: Connection, store: RowMapping, as_of: AsOf) -> int
         raise InvalidRequest(f"The vector store {store['id']!r} did not exist at {as_of.isoformat()}", param="as_of")
     query = select(store_versions).where(store_versions.c.store_id == store["id"]).order_by(store_versions.c.version)
     rows = connection.execute(query).mappings().all()
+    if not rows:
+        return None
     before = [row for row in rows if row["created_at"] <= moment]
     # A gap between two versions is one that is no longer kept: nobody knows what was found then.
     following = before[-1]["version"] + 1 if before else 1

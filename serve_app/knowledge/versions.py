@@ -106,7 +106,9 @@ class Versions:
         own = connection.execute(query).scalar()
         retention = self._retention.model_copy(update=own or {})
         of_store = select(store_versions).where(store_versions.c.store_id == store_id)
-        rows = connection.execute(of_store.order_by(store_versions.c.version.desc())).mappings().all()
+        # Locked, or PostgreSQL could pin one that is just being let go.
+        query = of_store.order_by(store_versions.c.version.desc()).with_for_update()
+        rows = connection.execute(query).mappings().all()
         gone = expired(rows, retention, time.time())
         if gone:
             connection.execute(
