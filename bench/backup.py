@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import insert
 
-from serve_app.backup.jobs import BackupJobs, BackupWorker
+from serve_app.backup.jobs import BackupJobs
+from serve_app.backup.worker import BackupWorker
 from serve_app.config import AppConfig, BackupConfig, StorageConfig
 from serve_app.knowledge.catalog import Catalog
 from serve_app.knowledge.index import FilePassages, IndexWriter

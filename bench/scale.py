@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -172,12 +174,10 @@ async def lancedb_search(folder: Path, store_id: str, vectors: FloatMatrix) -> S
 
 def measure_chroma(folder: Path) -> None:
     """Print the time and recall of the search of one percent in Chroma, if it can be imported."""
-    try:
-        # Only here, and not locked, so mypy does not know it.
-        import chromadb  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
+    if not find_spec("chromadb"):
         print("\nChroma is not installed.")
         return
+    chromadb: Any = import_module("chromadb")
     client = chromadb.PersistentClient(str(folder / "chroma"))
     collection = client.create_collection(
         "passages", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None

@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from deployments.adapters import RayMetrics
-from serve_app.backup.jobs import BackupWorker
+from serve_app.backup.worker import BackupWorker
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.gauges import measure

@@ -10,7 +10,7 @@ from openai import OpenAI
 from typer.testing import CliRunner, Result
 
 from serve_app.api.app import create_app
-from serve_app.backup.jobs import BackupWorker
+from serve_app.backup.worker import BackupWorker
 from serve_app.cli import app
 from serve_app.config import AppConfig, BackupConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog

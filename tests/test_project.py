@@ -109,3 +109,11 @@ def test_each_make_target_has_a_word_of_help() -> None:
     helped = re.findall(r"^([a-z-]+):.*## ", makefile, re.M)
 
     assert set(phony) - set(helped) == {"environment", "tools", "models"}
+
+
+def test_the_gateway_is_small() -> None:
+    """Every replica of it pays for what it imports; the parts behind it have these."""
+    heavy = "{'vllm', 'torch', 'transformers', 'lancedb', 'lance', 'pyarrow', 'openvino', 'alembic'}"
+    program = f"import sys, deployments.gateway; print(sorted({heavy} & sys.modules.keys()))"
+    imported = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert imported.stdout.strip() == "[]"

@@ -18,9 +18,10 @@ from typing import Protocol
 import orjson
 from sqlalchemy import JSON, Connection, MetaData, Table, bindparam, create_engine, insert, select
 
+from serve_app.backup.jobs import Wanted, require_possible
 from serve_app.backup.repository import Item, Manifest, Repository, StoredStore
 from serve_app.backup.snapshot import COPIES_AT_ONCE, Progress, System, export_rows, rows_of, work_in
-from serve_app.errors import Conflict, InvalidRequest, NotFound
+from serve_app.errors import Conflict
 from serve_app.knowledge.table_files import prepare_restored
 from serve_app.storage import migrations
 from serve_app.storage.database import Database, open_database
@@ -32,17 +33,6 @@ _ROWS_AT_ONCE = 500
 
 Tables = Mapping[str, Path]
 """The rows of each table, as JSON Lines in a gzip file, by the table's name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be restored: one store, or with None all that is missing."""
-
-    backup_id: str
-    store_id: str | None = None
-    name: str | None = None
-    """Another name, for one store. It then gets `new_store_id` for its id, and stands beside the original."""
-    new_store_id: str | None = None
 
 
 class Claim(Protocol):
@@ -75,25 +65,6 @@ def restore(system: System, repository: Repository, wanted: Wanted, claim: Claim
             _require_unchanged(connection, plan)
             with _in_place(system, plan, work):
                 claim.complete(connection, _insert(connection, plan, tables))
-
-
-def require_possible(database: Database, manifest: Manifest, wanted: Wanted) -> None:
-    """`NotFound` for a store that the backup has not, `Conflict` for one that is there and would be replaced."""
-    if wanted.store_id is None:
-        if wanted.name is not None:
-            raise InvalidRequest("A new name is for one store: say which, as 'vector_store_id'", param="name")
-        return
-    if wanted.store_id not in {store.id for store in manifest.stores}:
-        raise NotFound(f"The backup {manifest.id!r} has no vector store {wanted.store_id!r}", param="vector_store_id")
-    if wanted.name is None:
-        with database.read() as connection:
-            if connection.execute(select(vector_stores.c.id).where(vector_stores.c.id == wanted.store_id)).first():
-                raise Conflict(
-                    f"The vector store {wanted.store_id!r} is there: give a 'name' to restore it beside that one,"
-                    " or delete that one first",
-                    param="vector_store_id",
-                    code="vector_store_exists",
-                )
 
 
 # --- what to restore ----------------------------------------------------------------------------

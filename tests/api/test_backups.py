@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.backup.jobs import BackupWorker
+from serve_app.backup.worker import BackupWorker
 from serve_app.config import AppConfig, StorageConfig
 from serve_app.errors import Unavailable
 from serve_app.types import Json

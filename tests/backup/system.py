@@ -9,7 +9,8 @@ import lance
 import numpy as np
 from sqlalchemy import delete, insert, select
 
-from serve_app.backup.jobs import BackupJobs, BackupWorker
+from serve_app.backup.jobs import BackupJobs
+from serve_app.backup.worker import BackupWorker
 from serve_app.config import AppConfig, BackupConfig, RetentionConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.knowledge.catalog import Catalog

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select, update
 
-from serve_app.backup.jobs import MAX_ATTEMPTS, BackupWorker
 from serve_app.backup.repository import Repository
+from serve_app.backup.worker import MAX_ATTEMPTS, BackupWorker
 from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage.schema import backup_jobs
 from serve_app.types import Json, PageQuery
