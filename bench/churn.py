@@ -18,8 +18,9 @@ import lancedb
 import numpy as np
 
 from bench.passages import DIMENSIONS, FILE_PASSAGES, make_files, make_texts, make_vectors
-from serve_app.knowledge.index import IndexReader, IndexWriter
+from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.maintenance import KEEP_VERSIONS_FOR
+from serve_app.knowledge.search import IndexReader
 from serve_app.types import Ranking, SearchQuery
 
 CHURNED, FRESH = "vs_c0", "vs_f0"

@@ -18,7 +18,8 @@ from ir_measures import Qrel, R, ScoredDoc, nDCG
 
 from serve_app.config import EncoderConfig
 from serve_app.knowledge.encode import TextEncoder, load_encoder
-from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
+from serve_app.knowledge.index import FilePassages, IndexWriter
+from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import passage_size, split, texts_to_encode
 from serve_app.types import Json, Ranking, SearchQuery
 

@@ -22,7 +22,8 @@ import lancedb
 import numpy as np
 
 from bench.passages import DIMENSIONS, ONE_PERCENT, file_id, make_files, make_texts, make_vectors, one_percent_of
-from serve_app.knowledge.index import IndexReader, IndexWriter
+from serve_app.knowledge.index import IndexWriter
+from serve_app.knowledge.search import IndexReader
 from serve_app.types import FloatMatrix, Passage, Ranking, SearchQuery
 
 QUESTIONS = 200

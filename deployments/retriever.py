@@ -1,7 +1,7 @@
 """Search of the vector stores. Any number of replicas: each sees the indexer's commits as they are made."""
 
 from serve_app.config import AppConfig
-from serve_app.knowledge.index import IndexReader
+from serve_app.knowledge.search import IndexReader
 from serve_app.types import Passage, SearchQuery
 
 

@@ -1,16 +1,13 @@
-"""The passages of every vector store in LanceDB, which only this file imports: one `IndexWriter`, many `IndexReader`s.
+"""The passages of every vector store in LanceDB: `IndexWriter`, of which there is one.
 
 A store is a table of its own, named by its id, and there is none before its first passage. Each key of the files'
 attributes is a typed column, so that LanceDB searches only what a filter lets through.
 """
 
-import asyncio
 import json
 import logging
-import math
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,59 +21,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.index import FTS, Bitmap, BTree, IvfRq
-from lancedb.query import MatchQuery
 
-from serve_app.errors import InternalError, InvalidRequest
+from serve_app.errors import InternalError
 from serve_app.knowledge import maintenance
 from serve_app.knowledge.commit import swap
-from serve_app.knowledge.rank import rank
 from serve_app.knowledge.split import Piece
+from serve_app.knowledge.table import (
+    ARROW_TYPES,
+    LATER_FIELDS,
+    attribute_columns,
+    checked,
+    column_of,
+    column_values,
+    literal,
+    open_session,
+    present,
+)
 from serve_app.metrics import MAINTENANCE_SECONDS, NO_METRICS, Metrics, timed
 from serve_app.types import (
     AttributeChange,
     AttributeValue,
-    Comparison,
-    Compound,
-    Filter,
     FloatMatrix,
-    FloatVector,
     Json,
     Optimization,
-    Passage,
-    SearchQuery,
     TableState,
 )
 
-_MAX_CANDIDATES = 4096
-"""A search looks no deeper for results that are not near-identical."""
 logger = logging.getLogger(__name__)
 
 _MIN_INDEXED_ROWS = 5_000
 """Below, every row is compared: 2,000 take 6 ms either way, 10,000 take 16 ms, and through the index 6."""
-_PROBES = 40
-"""Partitions of 4,000 to 8,000 rows each."""
-_MIN_REFINED = 40
-"""Candidates of the index that are compared exactly: of a million passages the nearest 10 were always among them."""
-_MAX_COMPARED_ROWS = 20_000
-"""That a filter lets through: so few are compared one by one, because the index may hold none of them nearby."""
-_MAX_SEARCH_CHARACTERS = 4000
-_MAX_OPEN_TABLES = 256
-_STORE_ID = re.compile(r"vs_[0-9a-f]+")
 _TAG = re.compile(r"v([0-9]+)")
-# Null where a file has none. Tables that were made before them get these columns with their next commit.
-_LATER_FIELDS = (
-    pa.field("key", pa.string()),
-    pa.field("version", pa.int64()),
-    pa.field("page", pa.int32()),
-    pa.field("last_page", pa.int32()),
-    pa.field("heading", pa.list_(pa.string())),
-)
-_RESULT_COLUMNS = (
-    *("passage_id", "file_id", "filename", "text", "start", "attributes"),
-    *(field.name for field in _LATER_FIELDS),
-)
-
-_ARROW_TYPES = {"s": pa.string(), "n": pa.float64(), "b": pa.bool_()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +95,7 @@ class IndexWriter:
     def __init__(self, folder: Path, dimensions: int, metrics: Metrics = NO_METRICS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0), session=_session())
+        self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0), session=open_session())
         self._dimensions = dimensions
         self.lock = RLock()  # two that add columns or make the table at once would refuse each other
         self._metrics = metrics
@@ -152,7 +127,7 @@ class IndexWriter:
         self, store_id: str, file_id: str, *, fence: int | None = None, before_fence: int | None = None
     ) -> bool:
         """Remove a file's passages: all, those of one claim, or those of claims before one. True if there were any."""
-        where = f"file_id = {_literal(file_id)}"
+        where = f"file_id = {literal(file_id)}"
         if fence is not None:
             where += f" AND fence = {fence:d}"
         if before_fence is not None:
@@ -167,14 +142,14 @@ class IndexWriter:
 
     def update_attributes(self, change: AttributeChange) -> bool:
         """Replace all attributes of a file. False for one that has no passages: the ingestion will write them."""
-        where = f"file_id = {_literal(change.file_id)}"
+        where = f"file_id = {literal(change.file_id)}"
         with self.lock:
             table = self._open(change.store_id)
             if table is None or not table.count_rows(where):
                 return False
             _add_missing_columns(table, [change.attributes])
-            columns = _attribute_columns(table.schema)
-            updated = table.update(where=where, values=dict.fromkeys(columns) | _column_values(change.attributes))
+            columns = attribute_columns(table.schema)
+            updated = table.update(where=where, values=dict.fromkeys(columns) | column_values(change.attributes))
         self._rota.changed(change.store_id, updated.rows_updated)
         return True
 
@@ -260,7 +235,7 @@ class IndexWriter:
                 raise
 
     def _table_folder(self, store_id: str) -> Path:
-        return self._folder / f"{_checked(store_id)}.lance"
+        return self._folder / f"{checked(store_id)}.lance"
 
     # Versions
 
@@ -307,7 +282,7 @@ class IndexWriter:
         table = self._open(store_id)
         if table is None:
             return []
-        columns = _present(("file_id", "key", "version", "attributes"), table.schema)
+        columns = present(("file_id", "key", "version", "attributes"), table.schema)
         rows = table.search().select([*columns, "text"]).to_arrow()
         rows = rows.append_column("size", pc.binary_length(rows["text"])).drop_columns("text")
         totals = pa.TableGroupBy(rows, columns).aggregate([("size", "sum"), ("size", "count")])
@@ -316,7 +291,7 @@ class IndexWriter:
     # LanceDB's tables are not typed here.
     def _open(self, store_id: str) -> Any | None:
         try:
-            table = self._database.open_table(_checked(store_id))
+            table = self._database.open_table(checked(store_id))
         except ValueError as error:
             if "was not found" in str(error):
                 return None
@@ -329,7 +304,7 @@ class IndexWriter:
                 pa.field("passage_id", pa.string(), nullable=False),
                 pa.field("file_id", pa.string(), nullable=False),
                 pa.field("filename", pa.string(), nullable=False),
-                *_LATER_FIELDS,
+                *LATER_FIELDS,
                 pa.field("text", pa.string(), nullable=False),
                 pa.field("vector", pa.list_(pa.float32(), self._dimensions), nullable=False),
                 pa.field("start", pa.int64(), nullable=False),
@@ -345,253 +320,23 @@ class IndexWriter:
         return table
 
 
-class IndexReader:
-    """Searches stores that another process may be writing. For one event loop."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._database: Any = None
-        self._tables: OrderedDict[tuple[str, int | None], Any] = OrderedDict()
-
-    async def ready(self) -> None:
-        """Returns if the folder can be read; raises otherwise."""
-        await (await self._connect()).list_tables(limit=1)
-
-    async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
-        """At most `max_results` passages, best first; () if the store has none.
-
-        Scores are in [0, 1]: with both weights, the weighted reciprocal ranks (1 is first in both halves); with the
-        vectors alone, the cosine, negative ones as 0; with the text alone, BM25 as s / (s + 10). Raises
-        `InvalidRequest` for a filter on a key that no file of the store has had, and for a version that is gone.
-        """
-        table = await self._open(query)
-        if table is None:
-            return ()
-        try:
-            return await _search(table, query)
-        except RuntimeError:
-            # The table was dropped, and perhaps made anew, since it was opened.
-            self._tables.pop((query.store_id, query.table_version), None)
-            table = await self._open(query)
-            return () if table is None else await _search(table, query)
-
-    async def _open(self, query: SearchQuery) -> Any | None:
-        """The store's table, newest or as it was; None if there is none (or was none then)."""
-        key = (query.store_id, query.table_version)
-        if key in self._tables:
-            self._tables.move_to_end(key)
-            return self._tables[key]
-        if query.table_version == 0:
-            return None
-        database = await self._connect()
-        try:
-            table = await database.open_table(_checked(query.store_id))
-            if query.table_version is not None:
-                await table.checkout(query.table_version)
-        except ValueError as error:
-            if "no longer exists" in str(error):
-                raise InvalidRequest(
-                    f"The vector store {query.store_id!r} no longer keeps that version",
-                    param="as_of",
-                    code="version_gone",
-                ) from None
-            if "was not found" in str(error):
-                return None
-            raise
-        self._tables[key] = table
-        if len(self._tables) > _MAX_OPEN_TABLES:
-            self._tables.popitem(last=False)
-        return table
-
-    # LanceDB's connections and tables are not typed here.
-    async def _connect(self) -> Any:
-        if self._database is None:
-            self._database = await lancedb.connect_async(
-                self._folder, read_consistency_interval=timedelta(0), session=_session()
-            )
-        return self._database
-
-
-# --- searching ----------------------------------------------------------------------------------
-
-
-async def _search(table: Any, query: SearchQuery) -> tuple[Passage, ...]:
-    schema = await table.schema()
-    where = None if query.filter is None else _Where(schema).of(query.filter)
-    depth = max(50, 5 * query.max_results) if query.ranking.is_hybrid else query.max_results
-    while True:
-        halves = await asyncio.gather(
-            _nearest(table, schema, query, where, depth), _matching(table, schema, query, where, depth)
-        )
-        ranked = rank([passage for half in halves for passage in half], query.ranking)
-        relevant = [passage for passage in ranked if passage.score >= query.ranking.score_threshold]
-        there_is_more = len(relevant) == len(ranked) and any(len(half) == depth for half in halves)
-        if len(relevant) >= query.max_results or not there_is_more or depth >= _MAX_CANDIDATES:
-            return tuple(relevant[: query.max_results])
-        # Near-identical passages took the places of others.
-        depth *= 4
-
-
-async def _nearest(
-    table: Any, schema: pa.Schema, query: SearchQuery, where: str | None, limit: int
-) -> Sequence[Passage]:
-    if query.ranking.embedding_weight == 0:
-        return ()
-    assert query.vector is not None, "a search by vectors needs the vector of its text"
-    search = table.query().nearest_to(query.vector).distance_type("cosine")
-    if where is not None and await table.count_rows(where) <= _MAX_COMPARED_ROWS:
-        search = search.bypass_vector_index()
-    else:
-        search = search.nprobes(_PROBES).refine_factor(max(2, math.ceil(_MIN_REFINED / limit)))
-        if where is not None:
-            # As many more as it takes to fill the limit. Without a filter that costs 5 ms, and is never needed.
-            search = search.maximum_nprobes(0)
-    return await _passages_of(search, schema, query, where, "_distance", limit)
-
-
-async def _matching(
-    table: Any, schema: pa.Schema, query: SearchQuery, where: str | None, limit: int
-) -> Sequence[Passage]:
-    if query.ranking.text_weight == 0:
-        return ()
-    # A MatchQuery takes its text as words: nothing in it is syntax.
-    search = table.query().nearest_to_text(MatchQuery(query.text[:_MAX_SEARCH_CHARACTERS], "text"))
-    return await _passages_of(search, schema, query, where, "_score", limit)
-
-
-async def _passages_of(
-    search: Any, schema: pa.Schema, query: SearchQuery, where: str | None, score_column: str, limit: int
-) -> list[Passage]:
-    columns = [*_present(_RESULT_COLUMNS, schema), score_column]
-    if query.with_vectors:
-        columns.append("vector")
-    if where is not None:
-        search = search.where(where)
-    found = await search.limit(limit).select(columns).to_arrow()
-    vectors: Sequence[FloatVector | None] = [None] * len(found)
-    if query.with_vectors:
-        # Row by row they would become lists of Python numbers first.
-        vectors = list(np.stack(found["vector"].to_numpy())) if len(found) else ()
-        found = found.drop_columns("vector")
-    return [_passage(query.store_id, row, vector) for row, vector in zip(found.to_pylist(), vectors, strict=True)]
-
-
-def _passage(store_id: str, row: Json, vector: FloatVector | None) -> Passage:
-    return Passage(
-        passage_id=row["passage_id"],
-        store_id=store_id,
-        file_id=row["file_id"],
-        filename=row["filename"],
-        key=row.get("key") or row["file_id"],
-        version=row.get("version") or 1,
-        text=row["text"],
-        score=0.0,
-        start=row["start"],
-        attributes=json.loads(row["attributes"]),
-        pages=None if row.get("page") is None else (row["page"], row["last_page"]),
-        heading=tuple(row.get("heading") or ()),
-        cosine=1.0 - row["_distance"] if "_distance" in row else None,
-        bm25=row.get("_score"),
-        vector=vector,
-    )
-
-
-# --- attributes and filters ----------------------------------------------------------------------
-
-# `n_79656172` holds the numbers that files give the key "year": the hexadecimal digits keep users' words out of SQL.
-
-
-def _column(key: str, value: AttributeValue) -> str:
-    kind = "b" if isinstance(value, bool) else "s" if isinstance(value, str) else "n"
-    return f"{kind}_{key.encode().hex()}"
-
-
-def _present(columns: Iterable[str], schema: pa.Schema) -> list[str]:
-    names = set(schema.names)
-    return [column for column in columns if column in names]
-
-
-def _attribute_columns(schema: pa.Schema) -> list[str]:
-    return [name for name in schema.names if name[:2] in ("s_", "n_", "b_")]
-
-
-def _column_values(attributes: Mapping[str, AttributeValue]) -> Json:
-    columns: Json = {_column(key, value): value for key, value in attributes.items()}
-    return columns | {"attributes": json.dumps(dict(attributes), ensure_ascii=False)}
+# --- tables -------------------------------------------------------------------------------------
 
 
 def _add_missing_columns(table: Any, attributes: Iterable[Mapping[str, AttributeValue]]) -> None:
-    wanted = {_column(key, value) for each in attributes for key, value in each.items()}
-    fields = [*_LATER_FIELDS, *(pa.field(name, _ARROW_TYPES[name[0]]) for name in sorted(wanted))]
+    wanted = {column_of(key, value) for each in attributes for key, value in each.items()}
+    fields = [*LATER_FIELDS, *(pa.field(name, ARROW_TYPES[name[0]]) for name in sorted(wanted))]
     present = set(table.schema.names)
     missing = [field for field in fields if field.name not in present]
     if missing:
         table.add_columns(pa.schema(missing))
 
 
-class _Where:
-    """Filters as SQL over the columns of one store. Each part is true or false for every row, never null."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._columns = set(_attribute_columns(schema))
-        self._keys = {bytes.fromhex(name[2:]).decode() for name in self._columns}
-
-    def of(self, filter_: Filter) -> str:
-        if isinstance(filter_, Compound):
-            return "(" + f" {filter_.type.upper()} ".join(self.of(each) for each in filter_.filters) + ")"
-        self._require_known(filter_.key)
-        values = filter_.value if isinstance(filter_.value, tuple) else (filter_.value,)
-        match filter_.type:
-            case "eq" | "in":
-                return self._is_one_of(filter_.key, values)
-            case "ne" | "nin":
-                return f"(NOT {self._is_one_of(filter_.key, values)})"
-            case _:
-                return self._compared(filter_, values[0])
-
-    def _is_one_of(self, key: str, values: tuple[AttributeValue, ...]) -> str:
-        equal = [
-            f"({column} IS NOT NULL AND {column} = {_literal(value)})"
-            for value in values
-            if (column := _column(key, value)) in self._columns
-        ]
-        return "(" + " OR ".join(equal) + ")" if equal else "false"
-
-    def _compared(self, comparison: Comparison, value: AttributeValue) -> str:
-        column = _column(comparison.key, value)
-        operator = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}[comparison.type]
-        if column not in self._columns:
-            return "false"
-        return f"({column} IS NOT NULL AND {column} {operator} {_literal(value)})"
-
-    def _require_known(self, key: str) -> None:
-        if key not in self._keys:
-            known = ", ".join(repr(each) for each in sorted(self._keys)) or "none"
-            raise InvalidRequest(
-                f"No file in this vector store has the attribute {key!r}; the attributes there are: {known}",
-                param="filters",
-                code="unknown_attribute",
-            )
-
-
-def _literal(value: AttributeValue) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    if not math.isfinite(value):
-        raise InvalidRequest(f"A filter compares with finite numbers, not {value!r}", param="filters")
-    return repr(float(value))
-
-
-# --- tables -------------------------------------------------------------------------------------
-
-
 def _outdated(files: Sequence[FilePassages], replacing: Collection[str]) -> str:
     """Where the rows are that a commit of these files must remove; "" if there can be none."""
-    where = [f"(file_id = {_literal(file.file_id)} AND fence < {file.fence:d})" for file in files if file.fence > 1]
+    where = [f"(file_id = {literal(file.file_id)} AND fence < {file.fence:d})" for file in files if file.fence > 1]
     if replacing:
-        where.append(f"file_id IN ({', '.join(map(_literal, replacing))})")
+        where.append(f"file_id IN ({', '.join(map(literal, replacing))})")
     return " OR ".join(where)
 
 
@@ -609,7 +354,7 @@ def _rows(files: Sequence[FilePassages], schema: pa.Schema) -> pa.Table:
             "last_page": piece.pages and piece.pages[1],
             "heading": list(piece.heading) or None,
             "fence": file.fence,
-            **_column_values(file.attributes),
+            **column_values(file.attributes),
         }
         for file in files
         for number, piece in enumerate(file.pieces)
@@ -647,7 +392,7 @@ def _indices(table: Any) -> dict[str, Any]:
     if table.count_rows() >= _MIN_INDEXED_ROWS:
         # With four bits a dimension, 20 candidates hold more of the nearest 10 than 100 do with one.
         indices["vector"] = IvfRq(distance_type="cosine", num_bits=4)
-        for column in _attribute_columns(table.schema):
+        for column in attribute_columns(table.schema):
             indices[column] = Bitmap() if column.startswith("b_") else BTree()
     return indices
 
@@ -656,14 +401,3 @@ def _text_index() -> FTS:
     # ICU finds the words of languages that do not write blanks between them. English endings and stop words are
     # dropped; words of other languages go through the same rules on both sides, and so still meet.
     return FTS(base_tokenizer="icu/split", language="English", stem=True, remove_stop_words=True, ascii_folding=True)
-
-
-def _session() -> lancedb.Session:
-    # By default the caches of one process may grow to 7 GB.
-    return lancedb.Session(index_cache_size_bytes=512 * 2**20, metadata_cache_size_bytes=128 * 2**20)
-
-
-def _checked(store_id: str) -> str:
-    if not _STORE_ID.fullmatch(store_id):
-        raise InvalidRequest(f"{store_id!r} is no id of a vector store", param="vector_store_id")
-    return store_id

@@ -11,8 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serve_app.config import IngestionConfig, RetentionConfig
-from serve_app.knowledge.index import IndexReader, IndexWriter
+from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore

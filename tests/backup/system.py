@@ -15,8 +15,9 @@ from serve_app.config import AppConfig, BackupConfig, RetentionConfig, StorageCo
 from serve_app.conversation.log import ConversationLog
 from serve_app.knowledge.catalog import Catalog
 from serve_app.knowledge.history import next_version
-from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
+from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.parse import detect_media_type
+from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import Piece
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database

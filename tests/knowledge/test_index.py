@@ -10,7 +10,8 @@ import pytest
 
 from serve_app.errors import InternalError, InvalidRequest
 from serve_app.knowledge import maintenance
-from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
+from serve_app.knowledge.index import FilePassages, IndexWriter
+from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import Piece
 from serve_app.types import (
     AttributeChange,

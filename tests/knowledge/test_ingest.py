@@ -13,8 +13,9 @@ from sqlalchemy import delete, insert, select, update
 from serve_app.config import IngestionConfig, RetentionConfig
 from serve_app.errors import Unavailable
 from serve_app.knowledge.encode import TextEncoder
-from serve_app.knowledge.index import IndexReader, IndexWriter
+from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.versions import Versions
 from serve_app.metrics import NO_METRICS, Metrics
 from serve_app.storage.database import Database

@@ -9,9 +9,10 @@ import lancedb
 import numpy as np
 import pytest
 
-from serve_app.knowledge import index, maintenance
-from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
+from serve_app.knowledge import index, maintenance, search
+from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.maintenance import KEEP_VERSIONS_FOR, Duty, Rota
+from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import Piece
 from serve_app.types import (
     AttributeValue,
@@ -268,7 +269,7 @@ async def test_the_index_costs_no_answer(large: IndexWriter, tmp_path: Path, mon
     approximate = [await nearest(tmp_path, query) for query in queries]
     assert recall(approximate, exact) >= 0.98
     assert [await nearest(tmp_path, query, rare) for query in queries] == exact_rare
-    monkeypatch.setattr(index, "_MAX_COMPARED_ROWS", 0)  # the index finds them as well
+    monkeypatch.setattr(search, "_MAX_COMPARED_ROWS", 0)  # the index finds them as well
     found_rare = [await nearest(tmp_path, query, rare) for query in queries]
     assert recall(found_rare, exact_rare) >= 0.98
 
