@@ -30,8 +30,9 @@ from tests.served.application import serving
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "cranfield")
+    parser.add_argument("--documents", type=int, help="only the first so many")
     arguments = parser.parse_args()
-    documents = read_documents(arguments.data / "corpus.jsonl")
+    documents = read_documents(arguments.data / "corpus.jsonl")[: arguments.documents]
     texts = passages_of(documents)
 
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as application:
