@@ -163,7 +163,7 @@ async def lancedb_search(folder: Path, store_id: str, vectors: FloatMatrix) -> S
     columns = ["passage_id", "file_id", "filename", "text", "start", "attributes", "_distance"]
 
     async def find(question: int) -> list[str]:
-        query = table.query().nearest_to(vectors[question]).distance_type("cosine").nprobes(40).refine_factor(4)
+        query = table.query().nearest_to(vectors[question]).distance_type("cosine").nprobes(60).refine_factor(4)
         found = await query.limit(K).select(columns).to_list()
         return [row["passage_id"] for row in found]
 

@@ -5,6 +5,7 @@ newest of them are merged as soon as they outgrow the one before: so there are f
 only O(log n) times in its life.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, retry, retry_if_exception_message, stop_after_attempt, wait_random_exponential
 
 from serve_app.types import Optimization
+
+logger = logging.getLogger(__name__)
 
 KEEP_VERSIONS_FOR = timedelta(minutes=2)
 """A search that is under way, for 30 s at most, reads the version it began with. Tagged versions are kept for good."""
@@ -149,20 +152,25 @@ def superseded(table: Any) -> list[tuple[str, int]]:
 
 # --- the steps ----------------------------------------------------------------------------------
 
-# A deletion that commits first wins over a compaction, which is then to be done again.
-_again_after_a_conflict = retry(
-    retry=retry_if_exception_message(match=".*Retryable commit conflict"),
-    wait=wait_random_exponential(multiplier=0.05, max=2),
-    stop=stop_after_attempt(10),
-    reraise=True,
-)
-
 
 def _create_missing(table: Any, indices: Mapping[str, Any]) -> None:
     indexed = {column for index in table.list_indices() for column in index.columns}
     for column, config in indices.items():
         if column not in indexed:
             table.create_index(column, config=config)
+
+
+def _leave(state: RetryCallState) -> None:
+    logger.info("changes go on all the time: %s is left for later", state.fn.__name__ if state.fn else "")
+
+
+# A deletion that commits first wins over a compaction, which is then to be done again. Nothing is lost without it.
+_again_after_a_conflict = retry(
+    retry=retry_if_exception_message(match=".*Retryable commit conflict"),
+    wait=wait_random_exponential(multiplier=0.05, max=2),
+    stop=stop_after_attempt(10),
+    retry_error_callback=_leave,
+)
 
 
 @_again_after_a_conflict
