@@ -7,6 +7,7 @@ times. Chroma is measured beside it, at 100,000 passages, if it is installed, wh
 import argparse
 import asyncio
 import contextlib
+import importlib
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -173,8 +174,7 @@ async def lancedb_search(folder: Path, store_id: str, vectors: FloatMatrix) -> S
 def measure_chroma(folder: Path) -> None:
     """Print the time and recall of the search of one percent in Chroma, if it can be imported."""
     try:
-        # Only here, and not locked, so mypy does not know it.
-        import chromadb  # type: ignore[import-not-found,unused-ignore]
+        chromadb = importlib.import_module("chromadb")
     except ImportError:
         print("\nChroma is not installed.")
         return
