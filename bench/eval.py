@@ -2,7 +2,8 @@
 
 Uploads the collections into two new stores of a served application (one that it starts itself in a folder of its own,
 unless `--url` names one), searches with the default settings, hybrid, and prints a Markdown table. The collections are
-read from `../shared/data`; `--answers N` also asks the model the first N questions of XQuAD.
+read from `../shared/data`; `--answers N` also asks the model the first N questions of XQuAD, and `--reranked` shows
+what the cross-encoder of the application under `--url` gains or loses.
 """
 
 import argparse
@@ -29,11 +30,13 @@ ROOT = Path(__file__).resolve().parent.parent
 CONCURRENCY = 8
 FILES_PER_BATCH = 500
 
-MODES: dict[str, dict[str, float]] = {
+# `ranking_options` as they are sent.
+MODES: dict[str, dict[str, Any]] = {
     "hybrid": {},
-    "vector": {"embedding_weight": 1, "text_weight": 0},
-    "text": {"embedding_weight": 0, "text_weight": 1},
+    "vector": {"hybrid_search": {"embedding_weight": 1, "text_weight": 0}},
+    "text": {"hybrid_search": {"embedding_weight": 0, "text_weight": 1}},
 }
+RERANKED: dict[str, dict[str, Any]] = {"hybrid, reranked": {"ranker": "cross-encoder"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--url", help="a served application, e.g. http://127.0.0.1:8000; default: start one")
     parser.add_argument("--answers", type=int, default=0, metavar="N", help="XQuAD questions to put to the model")
+    parser.add_argument("--reranked", action="store_true", help="also search with the configured cross-encoder")
     arguments = parser.parse_args()
+    modes = MODES | RERANKED if arguments.reranked else MODES
     for collection in ("cranfield", "xquad"):
         if not (arguments.data / collection).is_dir():
             parser.error(f"there is no {arguments.data / collection}: name the folder of the collections with --data")
     with served(arguments.url) as url:
-        asyncio.run(evaluate(url, arguments.data, arguments.answers))
+        asyncio.run(evaluate(url, arguments.data, arguments.answers, modes))
 
 
 @contextlib.contextmanager
@@ -66,20 +71,20 @@ def served(url: str | None) -> Iterator[str]:
         yield application.url
 
 
-async def evaluate(url: str, data: Path, answers: int) -> None:
+async def evaluate(url: str, data: Path, answers: int, modes: dict[str, dict[str, Any]]) -> None:
     print("| collection | search | nDCG@10 | Recall@10 | hit@5 |\n|---|---|---|---|---|")
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300) as client:
-        await evaluate_cranfield(client, data / "cranfield")
-        await evaluate_xquad(client, data / "xquad", answers)
+        await evaluate_cranfield(client, data / "cranfield", modes)
+        await evaluate_xquad(client, data / "xquad", answers, modes)
 
 
-async def evaluate_cranfield(client: openai.AsyncOpenAI, data: Path) -> None:
+async def evaluate_cranfield(client: openai.AsyncOpenAI, data: Path, modes: dict[str, dict[str, Any]]) -> None:
     store_id = await upload(client, "cranfield", read_documents(data / "corpus.jsonl"))
     queries = {row["_id"]: row["text"] for row in read_lines(data / "queries.jsonl")}
     judgments = [line.split("\t") for line in (data / "qrels.tsv").read_text().splitlines()[1:]]
     qrels = [Qrel(query_id, document_id, int(float(score))) for query_id, document_id, score in judgments]
-    for mode, weights in MODES.items():
-        found = await search_all(client, store_id, list(queries.values()), weights)
+    for mode, options in modes.items():
+        found = await search_all(client, store_id, list(queries.values()), options)
         run = [
             ScoredDoc(query_id, document_id, score)
             for query_id, ranked in zip(queries, found, strict=True)
@@ -89,11 +94,13 @@ async def evaluate_cranfield(client: openai.AsyncOpenAI, data: Path) -> None:
         print(f"| Cranfield | {mode} | {measured[nDCG @ 10]:.3f} | {measured[R @ 10]:.3f} | |", flush=True)
 
 
-async def evaluate_xquad(client: openai.AsyncOpenAI, data: Path, answers: int) -> None:
+async def evaluate_xquad(
+    client: openai.AsyncOpenAI, data: Path, answers: int, modes: dict[str, dict[str, Any]]
+) -> None:
     store_id = await upload(client, "xquad", read_documents(data / "documents.jsonl"))
     questions = read_lines(data / "questions.jsonl")
-    for mode, weights in MODES.items():
-        found = await search_all(client, store_id, [row["question"] for row in questions], weights)
+    for mode, options in modes.items():
+        found = await search_all(client, store_id, [row["question"] for row in questions], options)
         hits = [row["document_id"] in list(ranked)[:5] for row, ranked in zip(questions, found, strict=True)]
         print(f"| XQuAD | {mode} | | | {sum(hits) / len(hits):.3f} |", flush=True)
     if answers:
@@ -125,11 +132,11 @@ async def upload(client: openai.AsyncOpenAI, name: str, documents: Sequence[Docu
 
 
 async def search_all(
-    client: openai.AsyncOpenAI, store_id: str, queries: Sequence[str], weights: dict[str, float]
+    client: openai.AsyncOpenAI, store_id: str, queries: Sequence[str], options: dict[str, Any]
 ) -> list[dict[str, float]]:
     """For each query its documents, best first, each with the score of its best passage."""
     limit = asyncio.Semaphore(CONCURRENCY)
-    ranking: Any = {"ranking_options": {"hybrid_search": weights}} if weights else {}
+    ranking: Any = {"extra_body": {"ranking_options": options}} if options else {}
 
     async def search_one(query: str) -> dict[str, float]:
         async with limit:

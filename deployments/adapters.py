@@ -1,4 +1,5 @@
-"""Handles become the Protocols of `serve_app/parts.py`, and Ray's errors become ours: the one place of translation.
+"""Handles become the Protocols of `serve_app/parts.py`, Ray's errors become ours, our metrics Ray's: the one place of
+translation.
 
 What is asked of the parts may be asked twice: searches change nothing, and every write is idempotent. So a call whose
 replica died is made again on another replica, within its deadline.
@@ -17,8 +18,10 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
 )
 from ray.serve.handle import DeploymentHandle
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.errors import InternalError, Overloaded, RayconteurError, Timeout, Unavailable
+from serve_app.metrics import CATALOGUE, Metric
 from serve_app.types import (
     AppendItems,
     AttributeChange,
@@ -33,8 +36,12 @@ from serve_app.types import (
     Page,
     PageQuery,
     Passage,
+    RerankRequest,
+    Scores,
     SearchQuery,
     StoreFileRef,
+    StoreVersionRef,
+    TableState,
     WithdrawTurn,
 )
 
@@ -61,6 +68,15 @@ class RemoteEmbedder:
         return matrix
 
 
+class RemoteReranker:
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._handle, self._timeout_s = handle, timeout_s
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        scores: Scores = await _call(self._handle.rerank, request, timeout_s=self._timeout_s)
+        return scores
+
+
 class RemoteRetriever:
     def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
         self._handle, self._timeout_s = handle, timeout_s
@@ -83,12 +99,20 @@ class RemoteIndexer:
     async def remove_file(self, ref: StoreFileRef) -> None:
         await _call(self._handle.remove_file, ref, timeout_s=self._timeout_s)
 
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        version: int = await _call(self._handle.roll_back, ref, timeout_s=self._timeout_s)
+        return version
+
     async def drop_store(self, store_id: str) -> None:
         await _call(self._handle.drop_store, store_id, timeout_s=self._timeout_s)
 
     async def optimize(self, store_id: str) -> Optimization:
         done: Optimization = await _call(self._handle.optimize, store_id, timeout_s=self._long_timeout_s)
         return done
+
+    async def describe(self, store_id: str) -> TableState:
+        state: TableState = await _call(self._handle.describe, store_id, timeout_s=self._timeout_s)
+        return state
 
 
 class RemoteGenerator:
@@ -177,6 +201,37 @@ class RemoteSessions:
     async def _to(self, log_id: str, method: str, *arguments: object) -> Any:
         handle = self._handle.options(session_id=log_id)
         return await _call(getattr(handle, method), *arguments, timeout_s=self._timeout_s)
+
+
+class RayMetrics:
+    """The catalogue as Ray's metrics, which its agent on each node shows to Prometheus. One in each replica.
+
+    Ray adds the labels `deployment`, `replica` and `application`, `ray_` before a name and `_total` after a counter's.
+    """
+
+    def __init__(self) -> None:
+        self._counters = {
+            each: Counter(each.name, each.description, each.labels) for each in CATALOGUE if each.kind == "counter"
+        }
+        self._gauges = {
+            each: Gauge(each.name, each.description, each.labels) for each in CATALOGUE if each.kind == "gauge"
+        }
+        self._histograms = {
+            each: Histogram(each.name, each.description, list(each.boundaries), each.labels)
+            for each in CATALOGUE
+            if each.kind == "histogram"
+        }
+
+    def add(self, counter: Metric, amount: float = 1, **labels: str) -> None:
+        # Ray refuses 0.
+        if amount:
+            self._counters[counter].inc(amount, labels)
+
+    def set(self, gauge: Metric, value: float, **labels: str) -> None:
+        self._gauges[gauge].set(value, labels)
+
+    def observe(self, histogram: Metric, value: float, **labels: str) -> None:
+        self._histograms[histogram].observe(value, labels)
 
 
 async def part_status(handle: DeploymentHandle[Any]) -> str:

@@ -1,11 +1,15 @@
-"""Interactive embeddings: questions, and texts sent to `/v1/embeddings`. The indexer has an encoder of its own."""
+"""Interactive embeddings: questions, and texts sent to `/v1/embeddings`; and the cross-encoder, if there is one.
+
+The indexer has an encoder of its own.
+"""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
-from serve_app.types import FloatMatrix
+from serve_app.knowledge.rerank import load_cross_encoder
+from serve_app.types import FloatMatrix, RerankRequest, Scores
 
 
 class Embedder:
@@ -15,9 +19,17 @@ class Embedder:
         self._encoder.encode(("ready?",))
         # One thread: the encoder itself uses all the cores that it may.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._cross_encoder = load_cross_encoder(config.retrieval.reranker) if config.retrieval.reranker else None
+        # Of its own: a question is encoded in milliseconds, and does not wait for another's passages to be read.
+        self._rerank_thread = ThreadPoolExecutor(1, thread_name_prefix="rerank")
 
     async def embed(self, texts: tuple[str, ...]) -> FloatMatrix:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, texts)
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        assert self._cross_encoder is not None, "without a reranker the gateway does not ask"
+        work = self._cross_encoder.score
+        return await asyncio.get_running_loop().run_in_executor(self._rerank_thread, work, request.pairs)
 
     async def ready(self) -> None:
         """Returns if the encoder works; raises otherwise."""

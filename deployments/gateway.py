@@ -1,6 +1,7 @@
 """The HTTP front: the FastAPI application of `serve_app/api`, with its parts behind Serve handles."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from ray import serve
@@ -8,9 +9,11 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.adapters import (
+    RayMetrics,
     RemoteEmbedder,
     RemoteGenerator,
     RemoteIndexer,
+    RemoteReranker,
     RemoteRetriever,
     RemoteSessions,
     part_status,
@@ -18,6 +21,9 @@ from deployments.adapters import (
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
 from serve_app.generation.tokens import load_token_counter
+from serve_app.knowledge.query_cache import CachedEmbedder
+from serve_app.knowledge.statistics import CountedRetriever
+from serve_app.metrics import Tally
 from serve_app.models import resolve_model
 from serve_app.parts import Parts
 from serve_app.storage.database import open_database
@@ -48,13 +54,19 @@ class Gateway:
         """Serve calls this once, after the constructor (`ray.serve.ingress` without an app)."""
         config, handles = self._config, self._handles
         timeout_s = config.api.call_timeout_s
+        metrics = RayMetrics()
+        tallies = Counter[Tally]()
+        embedder = RemoteEmbedder(handles["embedder"], timeout_s)
         parts = Parts(
-            embedder=RemoteEmbedder(handles["embedder"], timeout_s),
-            retriever=RemoteRetriever(handles["retriever"], timeout_s),
+            embedder=embedder,
+            query_embedder=CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics),
+            retriever=CountedRetriever(RemoteRetriever(handles["retriever"], timeout_s), tallies, metrics),
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
             generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
             sessions=RemoteSessions(handles["sessions"], timeout_s),
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
+            tallies=tallies,
+            reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
         )
         database = open_database(config.storage.resolved_database_url)
         return create_app(config, parts, database, self._check_parts)

@@ -1,49 +1,80 @@
 """The one writer of every vector store: ingestion, and the changes that clients ask for.
 
 One process, because concurrent writers make LanceDB retry and can double rows. More replicas would be more writers:
-keep it at one. Ingestion has one thread, the changes another, and maintenance a third: a deletion waits neither behind
-a long batch nor behind minutes of compaction.
+keep it at one. Ingestion has one thread, the changes another, maintenance a third, and backups have a fourth: a
+deletion waits neither behind a long batch nor behind minutes of compaction or copying.
 """
 
 import asyncio
+import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NoReturn
 
+from deployments.adapters import RayMetrics
+from serve_app.backup.jobs import BackupWorker
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoder
+from serve_app.knowledge.gauges import measure
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
-from serve_app.types import AttributeChange, Optimization, StoreFileRef
+from serve_app.types import AttributeChange, Optimization, StoreFileRef, StoreVersionRef, TableState
+
+logger = logging.getLogger(__name__)
+
+_MEASURE_EVERY_S = 15
+_NICENESS = 19
+"""The highest there is. Ray's workers have 15, which is about twice as much of a busy core."""
 
 _LOOK_EVERY_S = 1.0
+_ENFORCE_EVERY_S = 600
 
 
 class Indexer:
     def __init__(self, config: AppConfig) -> None:
-        database = open_database(config.storage.resolved_database_url)
+        # A chat that is being answered on the same cores goes first.
+        os.nice(_NICENESS)
+        self._metrics = RayMetrics()
+        self._database = open_database(config.storage.resolved_database_url)
         encoder = load_encoder(config.encoder)
-        self._index = IndexWriter(config.storage.vectors_folder, encoder.dimensions)
+        self._index = IndexWriter(config.storage.vectors_folder, encoder.dimensions, self._metrics)
+        self._versions = Versions(self._database, self._index, config.retention)
         self._ingestor = Ingestor(
-            database, FileStore(database, config.storage.files_folder), encoder, self._index, config.ingestion
+            self._database,
+            FileStore(self._database, config.storage.files_folder),
+            encoder,
+            self._index,
+            self._versions,
+            config.ingestion,
+            self._metrics,
         )
+        self._backups = BackupWorker(self._database, config)
+        self._ingestor.take_over()
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._maintenance = ThreadPoolExecutor(1, thread_name_prefix="maintain")
-        self._work = asyncio.Event()
+        self._copying = ThreadPoolExecutor(1, thread_name_prefix="backup")
+        self._work = {self._ingestion: asyncio.Event(), self._copying: asyncio.Event()}
         self._loops: list[asyncio.Task[None]] = []
 
     async def wake(self) -> None:
-        self._work.set()
+        for work in self._work.values():
+            work.set()
 
     async def update_attributes(self, change: AttributeChange) -> None:
-        await self._change(lambda: self._index.update_attributes(change))
+        await self._change(lambda: self._versions.update_attributes(change))
 
     async def remove_file(self, ref: StoreFileRef) -> None:
-        await self._change(lambda: self._index.remove_file(ref.store_id, ref.file_id))
+        await self._change(lambda: self._versions.remove_file(ref))
+
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        return await asyncio.get_running_loop().run_in_executor(self._changes, self._versions.roll_back, ref)
 
     async def drop_store(self, store_id: str) -> None:
         await self._change(lambda: self._index.drop(store_id))
@@ -52,29 +83,53 @@ class Indexer:
         work = partial(self._index.optimize, store_id)
         return await asyncio.get_running_loop().run_in_executor(self._maintenance, work)
 
+    async def describe(self, store_id: str) -> TableState:
+        return await asyncio.to_thread(self._index.describe, store_id)
+
     async def ready(self) -> None:
-        """Returns if ingestion and maintenance are alive; raises what ended them otherwise."""
+        """Returns if the loops of ingestion, backups and maintenance are alive; raises what ended one otherwise."""
         await self.check_health()
 
     async def check_health(self) -> None:
         # Ray calls this soon after the constructor, and then regularly, on the replica's event loop.
         if not self._loops:
-            self._loops = [asyncio.create_task(self._ingest()), asyncio.create_task(self._maintain())]
+            self._loops = [
+                asyncio.create_task(self._work_off(self._ingestion, self._ingestor.run_once)),
+                asyncio.create_task(self._work_off(self._copying, self._backups.run_once)),
+                asyncio.create_task(self._maintain()),
+                asyncio.create_task(self._enforce_retention()),
+                asyncio.create_task(self._measure()),
+            ]
         for loop in self._loops:
             if loop.done():
                 loop.result()
 
-    async def _ingest(self) -> None:
+    async def _work_off(self, thread: ThreadPoolExecutor, run_once: Callable[[], int]) -> None:
         """Work through what the database holds, for as long as the replica lives."""
         loop = asyncio.get_running_loop()
         while True:
-            self._work.clear()
-            while await loop.run_in_executor(self._ingestion, self._ingestor.run_once):
+            self._work[thread].clear()
+            while await loop.run_in_executor(thread, run_once):
                 pass
             try:
-                await asyncio.wait_for(self._work.wait(), self._poll_interval_s)
+                await asyncio.wait_for(self._work[thread].wait(), self._poll_interval_s)
             except TimeoutError:
                 continue
+
+    async def _enforce_retention(self) -> NoReturn:
+        """Of what only the time makes too old: each commit looks after the rest."""
+        while True:
+            await self._change(self._versions.enforce_retention)
+            await asyncio.sleep(_ENFORCE_EVERY_S)
+
+    async def _measure(self) -> NoReturn:
+        while True:
+            try:
+                await asyncio.to_thread(measure, self._database, self._index, self._metrics)
+            except Exception:
+                # What is only for show must not stop the ingestion.
+                logger.exception("the gauges keep their last values")
+            await asyncio.sleep(_MEASURE_EVERY_S)
 
     async def _maintain(self) -> None:
         """Keep the stores fast and small, for as long as the replica lives."""

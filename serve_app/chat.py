@@ -8,7 +8,7 @@ was refused before the model had begun, it is taken back.
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -42,7 +42,8 @@ T = TypeVar("T")
 class Search:
     """What to look up before answering."""
 
-    store_ids: tuple[str, ...]
+    tables: Mapping[str, int | None]
+    """The stores, each with the version of its table: None for the newest."""
     max_passages: int
     filter: Filter | None
     ranking: Ranking
@@ -198,7 +199,7 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
 async def find_passages(search: Search, query: str, parts: Parts) -> tuple[Passage, ...]:
     return await retrieve(
         parts,
-        store_ids=search.store_ids,
+        tables=search.tables,
         queries=[query],
         max_results=search.max_passages,
         filter=search.filter,

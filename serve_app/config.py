@@ -8,6 +8,7 @@ dashboard: `RAYCONTEUR_DATABASE_URL` and `RAYCONTEUR_API_KEYS` are read from the
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy.engine import make_url
@@ -73,11 +74,32 @@ class EncoderConfig(_Config):
     """Passages encoded at once."""
 
 
+class RerankerConfig(_Config):
+    model_id: str
+    model_source: str
+    """A Hugging Face id or folder of a sentence-transformers cross-encoder, or `package:NAME`."""
+    candidates: int = Field(30, ge=1, le=500)
+    """So many of the best passages it reads for a search; each takes a CPU milliseconds."""
+
+
 class RetrievalConfig(_Config):
     max_passages: int = Field(5, ge=1, le=50)
     """Passages put before the model for a question, unless the request says `max_num_results`."""
     max_passage_tokens: int = Field(2048, ge=64)
     """Tokens of the prompt that all passages together may take; those that rank last are left out."""
+    reranker: RerankerConfig | None = None
+    """The cross-encoder that searches may ask for. None: such a search is refused."""
+    query_cache_size: int = Field(4096, ge=1)
+    """Queries whose vectors a gateway replica keeps: about 2 kB each with the default encoder."""
+
+
+class RetentionConfig(_Config):
+    """Which versions of a vector store are kept, unless the store says otherwise. One that is pinned always is."""
+
+    keep_versions: int = Field(10, ge=1)
+    """The newest are kept, however old."""
+    keep_days: float = Field(0.0, ge=0)
+    """What searches saw within these days is kept, however many versions that are."""
 
 
 class IngestionConfig(_Config):
@@ -111,11 +133,31 @@ class ApiConfig(_Config):
     """Where a request names no limit."""
 
 
+class BackupConfig(_Config):
+    url: str | None = None
+    """Where backups are kept: a folder, or what fsspec knows, as `s3://bucket/folder`. None: in `storage.folder`."""
+
+    @model_validator(mode="after")
+    def _no_secret_in_args(self) -> "BackupConfig":
+        if self.url and "@" in urlsplit(self.url).netloc:
+            raise ValueError(
+                "backup.url must not hold a key or a password, since Ray shows it in its dashboard: put them into the"
+                " environment of every node (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL for S3)"
+            )
+        return self
+
+
 class AppConfig(_Config):
     storage: StorageConfig = StorageConfig()
     generator: GeneratorConfig = GeneratorConfig()
     encoder: EncoderConfig = EncoderConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    retention: RetentionConfig = RetentionConfig()
     ingestion: IngestionConfig = IngestionConfig()
     sessions: SessionsConfig = SessionsConfig()
     api: ApiConfig = ApiConfig()
+    backup: BackupConfig = BackupConfig()
+
+    @property
+    def backup_url(self) -> str:
+        return self.backup.url or str(self.storage.folder / "backups")

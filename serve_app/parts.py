@@ -4,10 +4,12 @@
 the leaves of `errors.py`, and `Overloaded`, `Unavailable` or `Timeout` if the part cannot be reached.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from serve_app.metrics import Tally
 from serve_app.types import (
     AppendItems,
     AttributeChange,
@@ -22,8 +24,12 @@ from serve_app.types import (
     Page,
     PageQuery,
     Passage,
+    RerankRequest,
+    Scores,
     SearchQuery,
     StoreFileRef,
+    StoreVersionRef,
+    TableState,
     WithdrawTurn,
 )
 
@@ -31,6 +37,17 @@ from serve_app.types import (
 class Embedder(Protocol):
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         """One unit vector per text, in order. A text longer than the model's window is cut there."""
+        ...
+
+
+class QueryEmbedder(Protocol):
+    async def embed(self, texts: Sequence[str], store_ids: Sequence[str]) -> FloatMatrix:
+        """As `Embedder.embed`, for searches of these stores. What was asked before need not be computed again."""
+
+
+class Reranker(Protocol):
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """The relevance of each passage to its question, in order. A text over the model's window is cut there."""
         ...
 
 
@@ -55,8 +72,16 @@ class Indexer(Protocol):
 
     async def drop_store(self, store_id: str) -> None: ...
 
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        """Make a store what it was at a version, and return the number of the version that this is."""
+        ...
+
     async def optimize(self, store_id: str) -> Optimization:
         """Searches and changes go on meanwhile. Seconds, for a million passages minutes."""
+        ...
+
+    async def describe(self, store_id: str) -> TableState:
+        """All zero for a store without passages."""
         ...
 
 
@@ -105,9 +130,14 @@ class Parts:
     """All that answering a request needs, each behind its Protocol."""
 
     embedder: Embedder
+    query_embedder: QueryEmbedder
     retriever: Retriever
     indexer: Indexer
     generator: Generator
     sessions: Sessions
     count_tokens: Callable[[str], int]
     """Tokens of a text as the generator's model counts them."""
+    tallies: Counter[Tally]
+    """What `query_embedder` and `retriever` have counted, until it is added to the database."""
+    reranker: Reranker | None = None
+    """None if `retrieval.reranker` is not configured."""

@@ -2,12 +2,16 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 import orjson
 
 from serve_app.conversation.log import ConversationLog
+from serve_app.knowledge.query_cache import CachedEmbedder
+from serve_app.knowledge.statistics import CountedRetriever
+from serve_app.metrics import CATALOGUE, Metric, Tally
 from serve_app.parts import Parts
 from serve_app.types import (
     AppendItems,
@@ -25,6 +29,8 @@ from serve_app.types import (
     Passage,
     SearchQuery,
     StoreFileRef,
+    StoreVersionRef,
+    TableState,
     WithdrawTurn,
 )
 
@@ -74,8 +80,38 @@ class FakeIndexer:
     async def update_attributes(self, change: AttributeChange) -> None: ...
     async def remove_file(self, ref: StoreFileRef) -> None: ...
     async def drop_store(self, store_id: str) -> None: ...
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        return ref.version + 1
+
     async def optimize(self, store_id: str) -> Optimization:
         return Optimization()
+
+    async def describe(self, store_id: str) -> TableState:
+        return TableState()
+
+
+class RecordedMetrics:
+    """Remembers the figures by the metric's name and its labels' values; refuses what is not in the catalogue."""
+
+    def __init__(self) -> None:
+        self.totals: dict[tuple[str, ...], float] = {}
+        self.values: dict[tuple[str, ...], float] = {}
+        self.observed: dict[tuple[str, ...], list[float]] = {}
+
+    def add(self, counter: Metric, amount: float = 1, **labels: str) -> None:
+        key = self._key(counter, "counter", labels)
+        self.totals[key] = self.totals.get(key, 0) + amount
+
+    def set(self, gauge: Metric, value: float, **labels: str) -> None:
+        self.values[self._key(gauge, "gauge", labels)] = value
+
+    def observe(self, histogram: Metric, value: float, **labels: str) -> None:
+        self.observed.setdefault(self._key(histogram, "histogram", labels), []).append(value)
+
+    def _key(self, metric: Metric, kind: str, labels: dict[str, str]) -> tuple[str, ...]:
+        assert metric in CATALOGUE
+        assert metric.kind == kind
+        return (metric.name, *(labels.pop(label) for label in metric.labels), *labels)
 
 
 class FakeGenerator:
@@ -244,13 +280,16 @@ class FakeParts:
         self.retriever = FakeRetriever(passages, self.journal)
         self.generator = FakeGenerator(self.journal)
         self.sessions = LocalSessions(log, self.journal)
+        tallies = Counter[Tally]()
         self.parts = Parts(
             embedder=self.embedder,
-            retriever=self.retriever,
+            query_embedder=CachedEmbedder(self.embedder, 100, tallies),
+            retriever=CountedRetriever(self.retriever, tallies),
             indexer=FakeIndexer(),
             generator=self.generator,
             sessions=self.sessions,
             count_tokens=count_words,
+            tallies=tallies,
         )
 
 
@@ -268,4 +307,5 @@ def build_passage(number: int, text: str, filename: str | None = None, **attribu
         score=1 - number / 100,
         start=0,
         attributes=attributes,
+        key=filename or f"{number}.txt",
     )

@@ -27,6 +27,7 @@ from serve_app.chat import (
 from serve_app.config import ApiConfig, AppConfig, SessionsConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded, Timeout, Unavailable
+from serve_app.generation.citations import build_citation
 from serve_app.storage.database import open_database
 from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, new_id
 from tests.fakes import FakeParts, LocalSessions, build_passage
@@ -34,7 +35,7 @@ from tests.fakes import FakeParts, LocalSessions, build_passage
 T = TypeVar("T", bound=Event)
 
 RHINE = build_passage(1, "The Rhine flows through Basel.", topic="rivers")
-SEARCH = Search(("vs_1",), max_passages=5, filter=None, ranking=Ranking(), with_results=True)
+SEARCH = Search({"vs_1": None}, max_passages=5, filter=None, ranking=Ranking(), with_results=True)
 
 
 @pytest.fixture
@@ -164,6 +165,8 @@ async def test_response_holds_the_search_the_answer_and_the_usage(fakes: FakePar
                 "score": 0.99,
                 "text": "The Rhine flows through Basel.",
                 "attributes": {"topic": "rivers"},
+                "vector_store_id": "vs_1",
+                "place": RHINE.place_to_json(),
             }
         ],
     }
@@ -172,7 +175,7 @@ async def test_response_holds_the_search_the_answer_and_the_usage(fakes: FakePar
         {
             "type": "output_text",
             "text": "Through Basel.",
-            "annotations": [{"type": "file_citation", "file_id": "file_1", "filename": "1.txt", "index": 13}],
+            "annotations": [build_citation(RHINE, 13)],
             "logprobs": [],
         }
     ]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 from openai import OpenAI
-from sqlalchemy import select, update
+from sqlalchemy import exists, insert, select, update
 from typer.testing import CliRunner, Result
 
 from serve_app.api.app import create_app
@@ -24,7 +24,7 @@ from serve_app.cli.cluster import free_ports
 from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import Database, open_database
-from serve_app.storage.schema import files, vector_store_files
+from serve_app.storage.schema import files, store_versions, vector_store_files
 from tests.fakes import FakeIndexer, FakeParts, build_passage
 from tests.served.application import wait_until
 from tests.server import serve as serving
@@ -51,13 +51,19 @@ class InstantIndexer(FakeIndexer):
         failure = {"status": "failed", "error_code": "invalid_file", "error_message": "it cannot be read"}
         with self._database.write() as connection:
             connection.execute(update(vector_store_files).where(waiting & broken).values(**failure))
-            connection.execute(update(vector_store_files).where(waiting).values(status="completed"))
+            connection.execute(update(vector_store_files).where(waiting).values(status="completed", since_version=1))
+            newer = vector_store_files.alias()
+            is_replaced = exists().where(
+                newer.c.key == vector_store_files.c.key, newer.c.version > vector_store_files.c.version
+            )
+            connection.execute(update(vector_store_files).where(is_replaced).values(until_version=1))
 
 
 @dataclass(frozen=True)
 class Server:
     url: str
     fakes: FakeParts
+    database: Database
     indexer: InstantIndexer
     openai: OpenAI
 
@@ -88,7 +94,7 @@ def running_server(folder: Path) -> Iterator[Server]:
             serving(create_app(config, parts, database, check_parts)) as url,
             OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as openai,
         ):
-            yield Server(url, fakes, indexer, openai)
+            yield Server(url, fakes, database, indexer, openai)
 
 
 @pytest.fixture
@@ -244,6 +250,26 @@ def test_chat_remembers_and_can_be_resumed(server: Server) -> None:
     assert len(list(server.openai.conversations.items.list(conversation_id))) == 4
 
 
+def test_versions_are_listed_rolled_back_and_optimised(server: Server) -> None:
+    store = server.openai.vector_stores.create(name="france")
+    assert "Nothing has been put into this store yet" in server.run("versions", "france").stderr
+    with server.database.write() as connection:
+        row = {"store_id": store.id, "table_version": 1, "created_at": 1.0, "files": 1200, "passages": 3400}
+        for version, pinned in ((3, True), (4, False)):  # 4 is what the fake indexer makes of a rollback to 3
+            connection.execute(insert(store_versions).values(**row, version=version, pinned=pinned))
+
+    listed = server.run("versions", "france").stdout.splitlines()
+    rolled = server.run("rollback", store.id, "3")
+    optimized = server.run("optimize", "france")
+
+    assert [line.split()[0] for line in listed[1:]] == ["4", "3"]
+    assert "1,200" in listed[1]
+    assert listed[2].rstrip().endswith("pinned")
+    assert "is as it was at version 3: 1,200 files. This is version 4." in " ".join(rolled.stdout.split())
+    assert "duplicates removed" in optimized.stdout
+    assert optimized.exit_code == 0
+
+
 def test_stores_are_listed_with_their_files(server: Server, docs: Path) -> None:
     assert "There are no stores yet" in server.run("stores").stderr
     server.run("ingest", str(docs), "--store", "france")
@@ -252,6 +278,22 @@ def test_stores_are_listed_with_their_files(server: Server, docs: Path) -> None:
 
     assert "france" in result.stdout
     assert "vs_" in result.stdout
+
+
+def test_the_statistics_of_a_store_are_shown(server: Server, docs: Path) -> None:
+    server.run("ingest", str(docs), "--store", "france")
+    assert "searches      0 (0 more failed)" in server.run("stores", "--statistics", "france").stdout
+    for _ in range(2):
+        server.run("ask", "What is the capital of France?", "--store", "france")
+
+    result = server.run("stores", "--statistics", "france")
+
+    assert result.exit_code == 0, result.output
+    assert "documents     2 in 0 passages" in result.stdout
+    assert "searches      2 (0 more failed)" in result.stdout
+    assert "p95 " in result.stdout
+    assert "queries       1 from the cache, 1 embedded" in result.stdout
+    assert "there is no store 'nowhere'" in server.run("stores", "--statistics", "nowhere").stderr
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:

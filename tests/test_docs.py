@@ -18,6 +18,7 @@ from serve_app.api.app import create_app
 from serve_app.cli import app as command_line
 from serve_app.cli.cluster import DEFAULT_ENVIRONMENT
 from serve_app.config import AppConfig, StorageConfig
+from serve_app.metrics import CATALOGUE
 from serve_app.parts import Parts
 from serve_app.storage.database import open_database
 
@@ -163,15 +164,12 @@ def test_links_within_the_readme_lead_somewhere() -> None:
 
 
 def test_every_metric_of_ours_is_described() -> None:
-    made = r"(?:Counter|Gauge|Histogram)\(\s*[\"']([a-z_]+)[\"']"
-    metrics = {
-        name
-        for file in source_files()
-        if "ray.serve.metrics" in file.read_text() or file.name == "metrics.py"
-        for name in re.findall(made, file.read_text())
+    described = {
+        words_in_backticks(name)[0]: (kind, tuple(words_in_backticks(labels)))
+        for name, kind, labels, _ in rows("Metrics")
     }
 
-    assert metrics <= set(words_in_backticks(README))
+    assert described == {each.name: (each.kind, each.labels) for each in CATALOGUE}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

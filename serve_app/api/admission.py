@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 from serve_app.api.context import Context
 from serve_app.api.wire import FileSearchTool
 from serve_app.chat import Search
-from serve_app.errors import NotFound
+from serve_app.errors import InvalidRequest, NotFound
 
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 
@@ -28,12 +28,17 @@ def require_model(context: Context, model: str | None) -> str:
 
 
 async def build_search(context: Context, tool: FileSearchTool, *, with_results: bool = False) -> Search:
-    """Raises `NotFound` for a vector store that does not exist."""
-    await run_in_threadpool(context.catalog.require_stores, tool.vector_store_ids)
+    """Raises `NotFound` for a vector store that does not exist, or a version that is not kept, `InvalidRequest` for a
+    ranker that is not there.
+    """
+    if isinstance(tool.as_of, int) and len(set(tool.vector_store_ids)) > 1:
+        raise InvalidRequest(
+            "'as_of' is a number, which is one store's version: send a time for several", param="as_of"
+        )
     return Search(
-        store_ids=tuple(tool.vector_store_ids),
+        tables=await run_in_threadpool(context.catalog.require_stores, tool.vector_store_ids, tool.as_of),
         max_passages=tool.max_num_results or context.config.retrieval.max_passages,
         filter=tool.filters.to_filter() if tool.filters else None,
-        ranking=tool.ranking_options.to_ranking(),
+        ranking=tool.ranking_options.to_ranking(context.config.retrieval.reranker),
         with_results=with_results,
     )

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware import Middleware
 
 from serve_app.api import (
+    backups,
     chat_completions,
     conversations,
     embeddings,
@@ -16,11 +17,13 @@ from serve_app.api import (
     health,
     models,
     responses,
+    statistics,
     vector_stores,
 )
 from serve_app.api.context import Context
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.middleware import ApiKeys, BodyGuard, RequestScope
+from serve_app.backup.jobs import BackupJobs
 from serve_app.config import API_KEYS_ENV, AppConfig
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
@@ -50,20 +53,37 @@ def create_app(
         database=database,
         catalog=Catalog(database, config.encoder.model_id),
         files=FileStore(database, config.storage.files_folder),
+        backups=BackupJobs(database, config),
         check_parts=check_parts,
     )
     add_error_handlers(app)
-    for resource in (models, embeddings, chat_completions, responses, conversations, files, vector_stores, health):
+    for resource in (
+        models,
+        embeddings,
+        chat_completions,
+        responses,
+        conversations,
+        files,
+        vector_stores,
+        statistics,
+        backups,
+    ):
         app.include_router(resource.router)
+    app.include_router(health.router)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    sweeping = asyncio.create_task(files.sweep_expired(app.state.context))
+    context = app.state.context
+    background = [
+        asyncio.create_task(files.sweep_expired(context)),
+        asyncio.create_task(statistics.save_tallies(context)),
+    ]
     yield
-    sweeping.cancel()
-    await asyncio.wait([sweeping])
+    for task in background:
+        task.cancel()
+    await asyncio.wait(background)
 
 
 def _api_keys() -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from serve_app.backup.jobs import BackupJobs
 from serve_app.config import AppConfig
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
@@ -20,6 +21,7 @@ class Context:
     database: Database
     catalog: Catalog
     files: FileStore
+    backups: BackupJobs
     check_parts: Callable[[], Awaitable[dict[str, str]]]
     """The name of each part, with `ok` or with what is wrong."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from fastapi import APIRouter, Query, Request
@@ -123,6 +124,8 @@ async def delete_everywhere(context: Context, file_id: str) -> None:
     for store_id in await run_in_threadpool(context.catalog.stores_with, file_id):
         await run_in_threadpool(context.catalog.stop_ingestion, store_id, file_id)
         await context.parts.indexer.remove_file(StoreFileRef(store_id, file_id))
+        with suppress(NotFound):  # another call has come first
+            await run_in_threadpool(context.catalog.remove_file, store_id, file_id)
     await run_in_threadpool(context.files.delete, file_id)
 
 

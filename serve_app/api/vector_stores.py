@@ -4,6 +4,7 @@ Rows come first and the indexer learns of them afterwards: what it misses it fin
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -20,19 +21,21 @@ from serve_app.api.wire import (
     PageParameters,
     RankingOptions,
     Wire,
+    WireAsOf,
     chunking_to_json,
 )
 from serve_app.errors import RayconteurError
 from serve_app.knowledge import parse
 from serve_app.knowledge.catalog import NewFile
 from serve_app.knowledge.retrieve import retrieve
-from serve_app.types import AttributeChange, Json, Passage, StoreFileRef
+from serve_app.types import AttributeChange, Json, Passage, StoreFileRef, StoreVersionRef
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 
 log = logging.getLogger(__name__)
 
 Id = Annotated[str, Field(min_length=1, max_length=80)]
+StoreVersion = Annotated[int, Field(ge=1, lt=2**31)]
 QueryText = Annotated[str, Field(min_length=1, max_length=32_768)]
 
 
@@ -41,11 +44,19 @@ class StoreExpiry(Wire):
     days: int = Field(ge=1, le=365)
 
 
+class Retention(Wire):
+    """What is not sent is as the server's configuration says."""
+
+    keep_versions: int | None = Field(default=None, ge=1, le=100_000)
+    keep_days: float | None = Field(default=None, ge=0, le=36_500)
+
+
 class CreateStoreBody(Wire):
     name: Name | None = None
     file_ids: Annotated[list[Id], Field(max_length=500)] | None = None
     chunking_strategy: ChunkingStrategy | None = None
     expires_after: StoreExpiry | None = None
+    retention: Retention | None = None
     metadata: Metadata | None = None
 
 
@@ -54,16 +65,18 @@ class UpdateStoreBody(Wire):
 
     name: Name | None = None
     expires_after: StoreExpiry | None = None
+    retention: Retention | None = None
     metadata: Metadata | None = None
 
 
 class AddFileBody(Wire):
     file_id: Id
+    key: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")] | None = None
     attributes: Attributes | None = None
     chunking_strategy: ChunkingStrategy | None = None
 
     def to_new_file(self) -> NewFile:
-        return NewFile(self.file_id, self.attributes or {}, chunking_to_json(self.chunking_strategy))
+        return NewFile(self.file_id, self.attributes or {}, chunking_to_json(self.chunking_strategy), self.key)
 
 
 class AttributesBody(Wire):
@@ -94,6 +107,19 @@ class SearchBody(Wire):
     filters: AnyFilter | None = None
     max_num_results: int = Field(10, ge=1, le=50)
     ranking_options: RankingOptions | None = None
+    as_of: WireAsOf | None = None
+
+
+class PinBody(Wire):
+    pinned: bool
+
+
+class RollBackBody(Wire):
+    version: StoreVersion
+
+
+class SearchStoresBody(SearchBody):
+    vector_store_ids: Annotated[list[Id], Field(min_length=1, max_length=10)]
 
 
 class FilePageParameters(PageParameters):
@@ -114,11 +140,19 @@ async def create_store(body: CreateStoreBody, context: InContext) -> Json:
         metadata=body.metadata,
         expires_after=body.expires_after.model_dump() if body.expires_after else None,
         chunking_strategy=chunking_to_json(body.chunking_strategy),
+        retention=body.retention.model_dump(exclude_none=True) if body.retention else None,
         new_files=[NewFile(file_id) for file_id in body.file_ids or ()],
     )
     if body.file_ids:
         await _wake_indexer(context)
     return store
+
+
+# Before the routes of one store: `search` is no store's id.
+@router.post("/search")
+async def search_stores(body: SearchStoresBody, context: InContext) -> Json:
+    """One search of several stores: at most `max_num_results` in all, each with its `vector_store_id`."""
+    return await _search(body.vector_store_ids, body, context)
 
 
 @router.get("")
@@ -134,6 +168,8 @@ def get_store(store_id: str, context: InContext) -> Json:
 @router.post("/{store_id}")
 def update_store(store_id: str, body: UpdateStoreBody, context: InContext) -> Json:
     changes = body.model_dump(exclude_unset=True)
+    if changes.get("retention"):
+        changes["retention"] = {name: value for name, value in changes["retention"].items() if value is not None}
     if "metadata" in changes:
         changes["metadata"] = changes["metadata"] or {}
     return context.catalog.update_store(store_id, changes)
@@ -150,23 +186,35 @@ async def delete_store(store_id: str, context: InContext) -> Json:
 
 @router.post("/{store_id}/search")
 async def search_store(store_id: str, body: SearchBody, context: InContext) -> Json:
+    return await _search([store_id], body, context)
+
+
+# Versions
+
+
+@router.get("/{store_id}/versions")
+def list_versions(store_id: str, context: InContext) -> Json:
+    """Those that are kept, newest first: `as_of` searches them."""
+    return {"object": "list", "data": context.catalog.list_versions(store_id), "has_more": False}
+
+
+@router.post("/{store_id}/versions/{version}")
+def pin_version(store_id: str, version: StoreVersion, body: PinBody, context: InContext) -> Json:
+    return context.catalog.pin_version(store_id, version, body.pinned)
+
+
+@router.post("/{store_id}/rollback")
+async def roll_back(store_id: str, body: RollBackBody, context: InContext) -> Json:
+    """The store is again what it was at a version that is kept. That is a new version, so it can be undone."""
     await run_in_threadpool(context.catalog.require_stores, [store_id])
-    queries = [body.query] if isinstance(body.query, str) else body.query
-    passages = await retrieve(
-        context.parts,
-        store_ids=[store_id],
-        queries=queries,
-        max_results=body.max_num_results,
-        filter=body.filters.to_filter() if body.filters else None,
-        ranking=(body.ranking_options or RankingOptions()).to_ranking(),
-    )
-    return {
-        "object": "vector_store.search_results.page",
-        "search_query": queries,
-        "data": [_result(passage) for passage in passages],
-        "has_more": False,
-        "next_page": None,
-    }
+    version = await context.parts.indexer.roll_back(StoreVersionRef(store_id, body.version))
+    return await run_in_threadpool(context.catalog.get_version, store_id, version)
+
+
+@router.get("/{store_id}/files/{file_id}/versions")
+def list_file_versions(store_id: str, file_id: str, context: InContext) -> Json:
+    """All files that are or were versions of the same document, newest first."""
+    return {"object": "list", "data": context.catalog.list_file_versions(store_id, file_id), "has_more": False}
 
 
 @router.post("/{store_id}/optimize")
@@ -219,6 +267,7 @@ async def remove_file(store_id: str, file_id: str, context: InContext) -> Json:
     await run_in_threadpool(context.catalog.stop_ingestion, store_id, file_id)
     await context.parts.indexer.remove_file(StoreFileRef(store_id, file_id))
     await run_in_threadpool(context.catalog.remove_file, store_id, file_id)
+    await _wake_indexer(context)
     return {"id": file_id, "object": "vector_store.file.deleted", "deleted": True}
 
 
@@ -264,6 +313,26 @@ def list_batch_files(store_id: str, batch_id: str, page: InFilePage, context: In
     return listed.to_json()
 
 
+async def _search(store_ids: Sequence[str], body: SearchBody, context: Context) -> Json:
+    tables = await run_in_threadpool(context.catalog.require_stores, store_ids, body.as_of)
+    queries = [body.query] if isinstance(body.query, str) else body.query
+    passages = await retrieve(
+        context.parts,
+        tables=tables,
+        queries=queries,
+        max_results=body.max_num_results,
+        filter=body.filters.to_filter() if body.filters else None,
+        ranking=(body.ranking_options or RankingOptions()).to_ranking(context.config.retrieval.reranker),
+    )
+    return {
+        "object": "vector_store.search_results.page",
+        "search_query": queries,
+        "data": [_result(passage) for passage in passages],
+        "has_more": False,
+        "next_page": None,
+    }
+
+
 async def _wake_indexer(context: Context) -> None:
     # The files are queued, and the indexer looks by itself every few seconds: this only saves the wait.
     try:
@@ -281,7 +350,11 @@ def _result(passage: Passage) -> Json:
     return {
         "file_id": passage.file_id,
         "filename": passage.filename,
+        "key": passage.key,
+        "version": passage.version,
         "score": passage.score,
         "attributes": passage.attributes,
         "content": [{"type": "text", "text": passage.text}],
+        "vector_store_id": passage.store_id,
+        "place": passage.place_to_json(),
     }

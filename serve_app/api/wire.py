@@ -2,8 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from serve_app.config import RerankerConfig
+from serve_app.errors import InvalidRequest
 from serve_app.types import AttributeValue, Comparison, Compound, Filter, Json, PageQuery, Ranking
 
 Name = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
@@ -58,6 +60,10 @@ AnyFilter = Annotated[ComparisonFilter | CompoundFilter, Field(discriminator="ty
 _MAX_FILTER_DEPTH = 10
 
 
+WireAsOf = Annotated[int, Field(strict=True, ge=1, lt=2**31)] | AwareDatetime
+"""A version of a store, or a time with its zone."""
+
+
 class HybridSearch(Wire):
     embedding_weight: float = Field(default=1.0, ge=0)
     text_weight: float = Field(default=1.0, ge=0)
@@ -69,13 +75,31 @@ class HybridSearch(Wire):
         return self
 
 
+class MaximalMarginalRelevance(Wire):
+    lambda_: float = Field(default=0.5, ge=0, le=1, alias="lambda")
+
+
 class RankingOptions(Wire):
-    ranker: str | None = None
+    ranker: Annotated[str, Field(pattern=r"^(none|auto|default-.*|cross-encoder)$")] | None = None
     score_threshold: float = Field(default=0.0, ge=0, le=1)
     hybrid_search: HybridSearch = HybridSearch()
+    mmr: MaximalMarginalRelevance | None = None
 
-    def to_ranking(self) -> Ranking:
-        return Ranking(self.hybrid_search.embedding_weight, self.hybrid_search.text_weight, self.score_threshold)
+    def to_ranking(self, reranker: RerankerConfig | None) -> Ranking:
+        """Raises `InvalidRequest` for the ranker `cross-encoder` if none is configured."""
+        if self.ranker == "cross-encoder" and reranker is None:
+            raise InvalidRequest(
+                "The ranker 'cross-encoder' is not configured on this server (retrieval.reranker): leave 'ranker' out",
+                param="ranking_options.ranker",
+                code="ranker_not_configured",
+            )
+        return Ranking(
+            embedding_weight=self.hybrid_search.embedding_weight,
+            text_weight=self.hybrid_search.text_weight,
+            score_threshold=self.score_threshold,
+            reranked=reranker.candidates if reranker and self.ranker == "cross-encoder" else 0,
+            mmr_lambda=self.mmr.lambda_ if self.mmr else None,
+        )
 
 
 class FileSearchTool(Wire):
@@ -86,6 +110,7 @@ class FileSearchTool(Wire):
     max_num_results: int | None = Field(default=None, ge=1, le=50)
     filters: AnyFilter | None = None
     ranking_options: RankingOptions = RankingOptions()
+    as_of: WireAsOf | None = None
 
 
 class PageParameters(Wire):

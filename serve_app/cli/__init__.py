@@ -7,10 +7,12 @@ machine that reaches the server.
 import typer
 
 from serve_app.cli.ask import ask, chat
+from serve_app.cli.backup import backup, backups, restore
 from serve_app.cli.check import check
 from serve_app.cli.ingest import ingest
 from serve_app.cli.serve import serve
 from serve_app.cli.stores import stores
+from serve_app.cli.versions import optimize, rollback, versions
 
 app = typer.Typer(
     name="rayconteur",
@@ -24,6 +26,12 @@ app.command()(ingest)
 app.command()(ask)
 app.command()(chat)
 app.command()(stores)
+app.command()(versions)
+app.command()(rollback)
+app.command()(optimize)
+app.command()(backup)
+app.command()(backups)
+app.command()(restore)
 
 config = typer.Typer(help="Look at a serve_config.yaml.", no_args_is_help=True)
 config.command()(check)

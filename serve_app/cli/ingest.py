@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import openai
 import typer
 from openai import OpenAI
@@ -142,6 +143,8 @@ class _Ingestion:
         self._contents = {document.sha256: document for document in reversed(documents)}
         """Of several files with one content, the first stands for all."""
         self._outcome = Outcome()
+        self._replacing: list[str] = []
+        """The new ones of the files that took the place of others."""
         self._indexing: deque[tuple[str, Document]] = deque()
         """File ids in the order in which they will be indexed."""
 
@@ -224,25 +227,25 @@ class _Ingestion:
                 self._outcome.failed.append((document.path, why))
             elif document.path in earlier:
                 self._outcome.replaced += 1
+                self._replacing.append(file_id)
             else:
                 self._outcome.added += 1
 
     def _remove_leftovers(self, stored: list[VectorStoreFile]) -> None:
-        """Earlier versions of what is in the store by now, and earlier failures of what was tried again."""
-        failed = {path for path, _ in self._outcome.failed}
-        sha256_by_path = {document.path: document.sha256 for document in self._documents}
+        """Earlier failures of what was tried again, and uploads that no version of the store needs any more."""
+        paths = {document.path for document in self._documents}
         for each in stored:
-            path, sha256 = _attribute(each, PATH_KEY), _attribute(each, SHA256_KEY)
-            if path not in sha256_by_path or each.status == "in_progress":
-                continue
-            is_tried_again = each.status != "completed"
-            # Its content may still be wanted, under another path.
-            is_outdated = sha256 != sha256_by_path[path] and sha256 not in self._contents and path not in failed
-            if is_tried_again or is_outdated:
-                with suppress(openai.NotFoundError):
-                    self._client.vector_stores.files.delete(each.id, vector_store_id=self._store_id)
-                with suppress(openai.NotFoundError):
-                    self._client.files.delete(each.id)
+            if each.status in ("failed", "cancelled") and _attribute(each, PATH_KEY) in paths:
+                self._delete(each.id)
+        for file_id in self._replacing:
+            path = f"/vector_stores/{self._store_id}/files/{file_id}/versions"
+            for version in self._client.get(path, cast_to=httpx.Response).json()["data"]:
+                if version["status"] == "superseded" and not version["kept_versions"]:
+                    self._delete(version["id"])
+
+    def _delete(self, file_id: str) -> None:
+        with suppress(openai.NotFoundError):
+            self._client.files.delete(file_id)
 
 
 def _attribute(stored: VectorStoreFile, key: str) -> str:

@@ -111,6 +111,7 @@ def _environment(config: Path, wanted: Json) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, folders)))}
     configs = app_configs(wanted)
     sources = [source for each in configs for source in (each.generator.model_source, each.encoder.model_source)]
+    sources += [reranker.model_source for each in configs if (reranker := each.retrieval.reranker)]
     if sources and all(source.startswith("package:") for source in sources):
         environment.setdefault("HF_HUB_OFFLINE", "1")
     return environment

@@ -44,6 +44,8 @@ class Answer:
                 "score": passage.score,
                 "text": passage.text,
                 "attributes": passage.attributes,
+                "vector_store_id": passage.store_id,
+                "place": passage.place_to_json(),
             }
             for passage in passages
         ]

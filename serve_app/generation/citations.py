@@ -65,7 +65,16 @@ class CitedText:
 
 
 def build_citation(passage: Passage, index: int) -> Json:
-    return {"type": "file_citation", "file_id": passage.file_id, "filename": passage.filename, "index": index}
+    return {
+        "type": "file_citation",
+        "file_id": passage.file_id,
+        "filename": passage.filename,
+        "index": index,
+        # What OpenAI's citations do not have: which version of which document.
+        "key": passage.key,
+        "version": passage.version,
+        "place": passage.place_to_json(),
+    }
 
 
 # --- after the fact -----------------------------------------------------------------------------

@@ -4,16 +4,24 @@ A file's row in a store is also the job of ingesting it (see `ingest.py`). Whate
 raises the row's fence, so that a result which is still on its way is refused.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, insert, or_, select, true, update
 
 from serve_app.errors import InvalidRequest, NotFound
+from serve_app.knowledge.history import (
+    AsOf,
+    file_version_to_json,
+    table_version,
+    version_row,
+    version_to_json,
+)
 from serve_app.storage.database import Database
 from serve_app.storage.paging import select_page
-from serve_app.storage.schema import file_batches, files, vector_store_files, vector_stores
+from serve_app.storage.schema import file_batches, files, store_versions, vector_store_files, vector_stores
 from serve_app.types import AttributeValue, Json, Page, PageQuery, new_id, now_s
 
 FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
@@ -21,6 +29,7 @@ FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 AUTO_CHUNKING: Json = {"type": "auto"}
 _DAY_S = 86_400
 _TOUCH_EVERY_S = 60
+_RATE_OVER_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,8 @@ class NewFile:
     file_id: str
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
     chunking_strategy: Json | None = None
+    key: str | None = None
+    """Names the document that the file is a version of. None: the attribute `path`, or else the file's name."""
 
 
 class Catalog:
@@ -46,6 +57,7 @@ class Catalog:
         metadata: Mapping[str, str] | None = None,
         expires_after: Json | None = None,
         chunking_strategy: Json | None = None,
+        retention: Json | None = None,
         new_files: Sequence[NewFile] = (),
     ) -> Json:
         now = now_s()
@@ -56,62 +68,95 @@ class Catalog:
             "encoder": self._encoder,
             "chunking_strategy": chunking_strategy or AUTO_CHUNKING,
             "expires_after": expires_after,
-            "table_version": 0,
+            "retention": retention,
             "created_at": now,
             "last_active_at": now,
         }
         with self._database.write() as connection:
             connection.execute(insert(vector_stores).values(row))
             self._add(connection, row, new_files, batch_id=None)
-            return _store_to_json(row, _usage(connection, [row["id"]]))
+            return _store_to_json(connection, row, _usage(connection, [row["id"]]))
 
     def get_store(self, store_id: str) -> Json:
         with self._database.read() as connection:
-            return _store_to_json(_store_row(connection, store_id), _usage(connection, [store_id]))
+            return _store_to_json(connection, _store_row(connection, store_id), _usage(connection, [store_id]))
 
     def list_stores(self, page: PageQuery) -> Page:
         key = (vector_stores.c.created_at, vector_stores.c.id)
         with self._database.read() as connection:
             rows, has_more = select_page(connection, select(vector_stores), key, page)
             usage = _usage(connection, [row["id"] for row in rows])
-        return Page(tuple(_store_to_json(row, usage) for row in rows), has_more)
+            return Page(tuple(_store_to_json(connection, row, usage) for row in rows), has_more)
 
     def update_store(self, store_id: str, changes: Mapping[str, Any]) -> Json:
-        """`changes` may name `name`, `metadata` and `expires_after`; what it does not name stays."""
+        """`changes` may name `name`, `metadata`, `expires_after` and `retention`; what it does not name stays."""
         with self._database.write() as connection:
             connection.execute(
                 update(vector_stores)
                 .where(vector_stores.c.id == store_id)
                 .values({**changes, "last_active_at": now_s()})
             )
-            return _store_to_json(_store_row(connection, store_id), _usage(connection, [store_id]))
+            return _store_to_json(connection, _store_row(connection, store_id), _usage(connection, [store_id]))
 
     def delete_store(self, store_id: str) -> None:
         with self._database.write() as connection:
             if connection.execute(delete(vector_stores).where(vector_stores.c.id == store_id)).rowcount == 0:
                 raise _no_store(store_id)
 
-    def require_stores(self, store_ids: Sequence[str]) -> None:
-        """Are these stores there to be searched? `NotFound` or `InvalidRequest` if not; counts as a use of them."""
+    def require_stores(self, store_ids: Sequence[str], as_of: AsOf | None = None) -> dict[str, int | None]:
+        """Are these stores there to be searched? `NotFound` or `InvalidRequest` if not; counts as a use of them.
+
+        Returns the version of each store's table to search: None for the newest, 0 where there was nothing yet.
+        """
         now = now_s()
         with self._database.read() as connection:
             query = select(vector_stores).where(vector_stores.c.id.in_(set(store_ids)))
             rows = {row["id"]: row for row in connection.execute(query).mappings()}
-        for store_id in store_ids:
-            if store_id not in rows:
-                raise _no_store(store_id)
-            self._require_usable(rows[store_id])
+            for store_id in store_ids:
+                if store_id not in rows:
+                    raise _no_store(store_id)
+                self._require_usable(rows[store_id])
+            tables = {id_: None if as_of is None else table_version(connection, rows[id_], as_of) for id_ in store_ids}
         stale = [row["id"] for row in rows.values() if row["last_active_at"] <= now - _TOUCH_EVERY_S]
         if stale:
             with self._database.write() as connection:
                 connection.execute(
                     update(vector_stores).where(vector_stores.c.id.in_(stale)).values(last_active_at=now)
                 )
+        return tables
+
+    # Versions of a store
+
+    def list_versions(self, store_id: str) -> list[Json]:
+        """Those that are kept, newest first."""
+        query = select(store_versions).where(store_versions.c.store_id == store_id)
+        with self._database.read() as connection:
+            _store_row(connection, store_id)
+            rows = connection.execute(query.order_by(store_versions.c.version.desc())).mappings().all()
+        return [version_to_json(row) for row in rows]
+
+    def get_version(self, store_id: str, version: int) -> Json:
+        with self._database.read() as connection:
+            return version_to_json(version_row(connection, store_id, version))
+
+    def pin_version(self, store_id: str, version: int, is_pinned: bool) -> Json:
+        """A pinned version is kept whatever the retention says."""
+        with self._database.write() as connection:
+            _store_row(connection, store_id)
+            connection.execute(
+                update(store_versions)
+                .where(store_versions.c.store_id == store_id, store_versions.c.version == version)
+                .values(pinned=is_pinned)
+            )
+            return version_to_json(version_row(connection, store_id, version))
 
     # Files in a store
 
     def add_file(self, store_id: str, new_file: NewFile) -> Json:
-        """Queue a file for ingestion. One that is there already stays as it is, unless it failed or was cancelled."""
+        """Queue a file for ingestion. One that is there already stays as it is, unless it failed or was cancelled.
+
+        It is a new version of the document that its key names. If that has the same content, nothing is to be done.
+        """
         with self._database.write() as connection:
             store = _store_row(connection, store_id, lock=True)
             self._add(connection, store, [new_file], batch_id=None)
@@ -125,7 +170,9 @@ class Catalog:
         self, store_id: str, page: PageQuery, *, status: FileStatus | None = None, batch_id: str | None = None
     ) -> Page:
         rows = select(vector_store_files).where(vector_store_files.c.store_id == store_id)
-        only = None if status is None else vector_store_files.c.status == status
+        only = _is_listed() if batch_id is None else true()
+        if status is not None:
+            only &= vector_store_files.c.status == status
         with self._database.read() as connection:
             _store_row(connection, store_id)
             if batch_id is not None:
@@ -134,6 +181,18 @@ class Catalog:
             key = (vector_store_files.c.created_at, vector_store_files.c.file_id)
             found, has_more = select_page(connection, rows, key, page, only)
         return Page(tuple(_file_to_json(row) for row in found), has_more)
+
+    def list_file_versions(self, store_id: str, file_id: str) -> list[Json]:
+        """All files that are or were a version of the same document, newest first."""
+        with self._database.read() as connection:
+            key = _file_row(connection, store_id, file_id)["key"]
+            query = select(vector_store_files).where(
+                vector_store_files.c.store_id == store_id, vector_store_files.c.key == key
+            )
+            rows = connection.execute(query.order_by(vector_store_files.c.version.desc())).mappings().all()
+            kept = select(store_versions.c.version).where(store_versions.c.store_id == store_id)
+            versions = connection.execute(kept.order_by(store_versions.c.version)).scalars().all()
+        return [file_version_to_json(row, versions) for row in rows]
 
     def update_attributes(self, store_id: str, file_id: str, attributes: Mapping[str, AttributeValue]) -> Json:
         with self._database.write() as connection:
@@ -146,6 +205,13 @@ class Catalog:
         with self._database.write() as connection:
             if connection.execute(delete(vector_store_files).where(_is_file(store_id, file_id))).rowcount == 0:
                 raise _no_file(store_id, file_id)
+            # Those that were searched in its place have to be ingested themselves now.
+            same = (vector_store_files.c.same_as == file_id) & vector_store_files.c.until_version.is_(None)
+            connection.execute(
+                update(vector_store_files)
+                .where(vector_store_files.c.store_id == store_id, same)
+                .values(status="in_progress", same_as=None)
+            )
 
     def stores_with(self, file_id: str) -> Sequence[str]:
         with self._database.read() as connection:
@@ -206,35 +272,49 @@ class Catalog:
         wanted = {new_file.file_id: new_file for new_file in new_files}
         if not wanted:
             return
-        _require_files(connection, wanted)
-        query = select(vector_store_files.c.file_id, vector_store_files.c.status).where(
-            vector_store_files.c.store_id == store["id"], vector_store_files.c.file_id.in_(wanted)
-        )
-        statuses = {row.file_id: row.status for row in connection.execute(query)}
+        uploads = _require_files(connection, wanted)
+        query = select(vector_store_files).where(vector_store_files.c.store_id == store["id"])
+        by_id = query.where(vector_store_files.c.file_id.in_(wanted))
+        present = {row["file_id"]: row for row in connection.execute(by_id).mappings()}
+        keys = {file_id: _key(new_file, uploads[file_id]["filename"]) for file_id, new_file in wanted.items()}
+        _require_one_version_each(keys, uploads)
+        documents = _documents(connection, store["id"], keys.values())
 
-        added = [_new_row(store, each, batch_id) for each in wanted.values() if each.file_id not in statuses]
-        if added:
-            connection.execute(insert(vector_store_files), added)
-        for file_id, status in statuses.items():
-            if status in ("failed", "cancelled"):
-                again = _new_row(store, wanted[file_id], batch_id)
-                changes = {**again, "fence": vector_store_files.c.fence + 1}
+        added = []
+        for file_id, new_file in wanted.items():
+            document = documents.get(keys[file_id], _NO_DOCUMENT)
+            row = _new_row(store, new_file, keys[file_id], document.version + 1, batch_id)
+            same = document.found
+            if same and _is_the_same(same, row, uploads[file_id]):
+                row |= {"status": "completed", "same_as": same["file_id"], "completed_at": time.time()}
+            if file_id not in present:
+                added.append(row)
+                continue
+            if present[file_id]["status"] in ("failed", "cancelled") or present[file_id]["until_version"] is not None:
+                changes = {**row, "fence": vector_store_files.c.fence + 1}
             elif batch_id is not None:
                 # The newest batch that asked for a file counts it, or it would wait for files it cannot see.
                 changes = {"batch_id": batch_id}
             else:
                 continue
             connection.execute(update(vector_store_files).where(_is_file(store["id"], file_id)).values(changes))
+        if added:
+            connection.execute(insert(vector_store_files), added)
         connection.execute(
             update(vector_stores).where(vector_stores.c.id == store["id"]).values(last_active_at=now_s())
         )
 
 
-def _new_row(store: RowMapping | Json, new_file: NewFile, batch_id: str | None) -> Json:
+def _new_row(store: RowMapping | Json, new_file: NewFile, key: str, version: int, batch_id: str | None) -> Json:
     return {
         "store_id": store["id"],
         "file_id": new_file.file_id,
-        "key": new_file.file_id,
+        "key": key,
+        "version": version,
+        "since_version": None,
+        "until_version": None,
+        "same_as": None,
+        "completed_at": None,
         "batch_id": batch_id,
         "status": "in_progress",
         "error_code": None,
@@ -250,15 +330,79 @@ def _new_row(store: RowMapping | Json, new_file: NewFile, batch_id: str | None) 
     }
 
 
-def _require_files(connection: Connection, file_ids: Iterable[str]) -> None:
+# Documents
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    version: int
+    """The newest, whatever has become of it."""
+    found: Json | None
+    """The file that searches find, with its `sha256`, unless a newer version is on its way."""
+
+
+_NO_DOCUMENT = _Document(0, None)
+
+
+def _key(new_file: NewFile, filename: str) -> str:
+    path = new_file.attributes.get("path")
+    return new_file.key or (path if isinstance(path, str) and path else filename)
+
+
+def _require_one_version_each(keys: Mapping[str, str], uploads: Mapping[str, RowMapping]) -> None:
+    first: dict[str, str] = {}
+    for file_id, key in keys.items():
+        other = first.setdefault(key, file_id)
+        if other != file_id:
+            raise InvalidRequest(
+                f"The files {other!r} and {file_id!r} ({uploads[file_id]['filename']!r}) would be the same document,"
+                f" {key!r}: send `files` and give each a `key` (or the attribute `path`), or add one after the other",
+                param="files",
+                code="duplicate_key",
+            )
+
+
+def _documents(connection: Connection, store_id: str, keys: Iterable[str]) -> dict[str, _Document]:
+    """By key."""
+    query = (
+        select(vector_store_files, files.c.sha256)
+        .join(files, files.c.id == vector_store_files.c.file_id)
+        .where(vector_store_files.c.store_id == store_id, vector_store_files.c.key.in_(set(keys)))
+        .order_by(vector_store_files.c.version)
+    )
+    documents: dict[str, _Document] = {}
+    for row in connection.execute(query).mappings():
+        before = documents.get(row["key"], _NO_DOCUMENT)
+        found = before.found
+        if row["status"] == "in_progress":
+            found = None
+        elif row["status"] == "completed" and row["until_version"] is None and row["same_as"] is None:
+            found = dict(row)
+        documents[row["key"]] = _Document(row["version"], found)
+    return documents
+
+
+def _is_the_same(found: Json, row: Json, upload: RowMapping) -> bool:
+    """Whether ingesting the new file would change nothing that can be found."""
+    return bool(
+        found["file_id"] != row["file_id"]
+        and found["sha256"] == upload["sha256"]
+        and found["attributes"] == row["attributes"]
+        and found["chunking_strategy"] == row["chunking_strategy"]
+    )
+
+
+def _require_files(connection: Connection, file_ids: Iterable[str]) -> dict[str, RowMapping]:
+    """The files' own rows, by id."""
     ids = list(file_ids)
     alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
     # The lock keeps PostgreSQL from deleting one before the rows that point to it are there; SQLite has one writer.
-    query = select(files.c.id).where(files.c.id.in_(ids), alive).with_for_update(read=True, key_share=True)
-    known = set(connection.execute(query).scalars())
+    query = select(files).where(files.c.id.in_(ids), alive).with_for_update(read=True, key_share=True)
+    known = {row["id"]: row for row in connection.execute(query).mappings()}
     for file_id in ids:
         if file_id not in known:
             raise NotFound(f"There is no file {file_id!r}", param="file_id")
+    return known
 
 
 def _cancel(connection: Connection, where: ColumnElement[bool]) -> None:
@@ -267,6 +411,11 @@ def _cancel(connection: Connection, where: ColumnElement[bool]) -> None:
         .where(where, vector_store_files.c.status == "in_progress")
         .values(status="cancelled", fence=vector_store_files.c.fence + 1, lease_until=0.0)
     )
+
+
+def _is_listed() -> ColumnElement[bool]:
+    """Not what a newer version of its document has replaced."""
+    return vector_store_files.c.until_version.is_(None)
 
 
 def _is_file(store_id: str, file_id: str) -> ColumnElement[bool]:
@@ -325,16 +474,18 @@ def _no_usage() -> _Usage:
 
 def _usage(connection: Connection, store_ids: Sequence[str]) -> dict[str, _Usage]:
     """By store; the stores without files are left out."""
-    return _counted(connection, vector_store_files.c.store_id, store_ids)
+    return _counted(connection, vector_store_files.c.store_id, store_ids, _is_listed())
 
 
 # A column of the table is typed by what it holds, and both are strings here.
-def _counted(connection: Connection, group: ColumnElement[Any], ids: Sequence[str]) -> dict[str, _Usage]:
+def _counted(
+    connection: Connection, group: ColumnElement[Any], ids: Sequence[str], only: ColumnElement[bool] | None = None
+) -> dict[str, _Usage]:
     counted: dict[str, _Usage] = {}
     if ids:
         query = (
             select(group, vector_store_files.c.status, func.count(), func.sum(vector_store_files.c.usage_bytes))
-            .where(group.in_(ids))
+            .where(group.in_(ids), true() if only is None else only)
             .group_by(group, vector_store_files.c.status)
         )
         for key, status, count, size_bytes in connection.execute(query):
@@ -342,6 +493,31 @@ def _counted(connection: Connection, group: ColumnElement[Any], ids: Sequence[st
             counts = {**before.counts, status: count, "total": before.counts["total"] + count}
             counted[key] = _Usage(counts, before.size_bytes + int(size_bytes))
     return counted
+
+
+def _progress(connection: Connection, usage: _Usage, where: ColumnElement[bool]) -> Json | None:
+    """How long these files will still be in ingestion, at the rate of the last minute; None if none of them is.
+
+    Files are ingested in the order in which they came, whatever their store: those that came before count, too.
+    """
+    if not usage.counts["in_progress"]:
+        return None
+    in_progress = vector_store_files.c.status == "in_progress"
+    latest = select(func.max(vector_store_files.c.created_at)).where(where, in_progress).scalar_subquery()
+    ahead = select(func.count()).where(in_progress, vector_store_files.c.created_at <= latest)
+    since = time.time() - _RATE_OVER_S
+    done = select(func.count(), func.min(vector_store_files.c.completed_at)).where(
+        vector_store_files.c.completed_at > since
+    )
+    left = connection.execute(ahead).scalar_one()
+    completed, first_at = connection.execute(done).one()
+    # What has just begun is not measured over the minute before.
+    rate = completed / max(time.time() - first_at, 1.0) if completed else 0.0
+    return {
+        "files_left": left,
+        "files_per_second": round(rate, 2),
+        "seconds_left": round(left / rate) if rate else None,
+    }
 
 
 def _expires_at(store: RowMapping | Json) -> int | None:
@@ -355,7 +531,7 @@ def _has_expired(store: RowMapping | Json) -> bool:
     return expires_at is not None and expires_at <= now_s()
 
 
-def _store_to_json(store: RowMapping | Json, usage: Mapping[str, _Usage]) -> Json:
+def _store_to_json(connection: Connection, store: RowMapping | Json, usage: Mapping[str, _Usage]) -> Json:
     used = usage.get(store["id"], _no_usage())
     status = "expired" if _has_expired(store) else "in_progress" if used.counts["in_progress"] else "completed"
     return {
@@ -366,9 +542,11 @@ def _store_to_json(store: RowMapping | Json, usage: Mapping[str, _Usage]) -> Jso
         "name": store["name"] or "",
         "usage_bytes": used.size_bytes,
         "file_counts": used.counts,
+        "progress": _progress(connection, used, vector_store_files.c.store_id == store["id"]),
         "status": status,
         "expires_after": store["expires_after"],
         "expires_at": _expires_at(store),
+        "retention": store["retention"],
         "last_active_at": store["last_active_at"],
         "metadata": store["metadata"],
     }
@@ -388,19 +566,23 @@ def _file_to_json(row: RowMapping) -> Json:
         "attributes": row["attributes"],
         # OpenAI's type has no `auto` in an answer. What it stands for here depends on the encoder.
         "chunking_strategy": {"type": "other"} if strategy["type"] == "auto" else strategy,
+        "key": row["key"],
+        "version": row["version"],
+        "same_as": row["same_as"],
     }
 
 
 def _batch_to_json(connection: Connection, batch: RowMapping | Json) -> Json:
     used = _counted(connection, vector_store_files.c.batch_id, [batch["id"]])
-    counts = used.get(batch["id"], _no_usage()).counts
+    usage = used.get(batch["id"], _no_usage())
     return {
         "id": batch["id"],
         "object": "vector_store.files_batch",
         "created_at": batch["created_at"],
         "vector_store_id": batch["store_id"],
-        "status": _batch_status(counts),
-        "file_counts": counts,
+        "status": _batch_status(usage.counts),
+        "file_counts": usage.counts,
+        "progress": _progress(connection, usage, vector_store_files.c.batch_id == batch["id"]),
     }
 
 

@@ -6,9 +6,9 @@ indexer's files are taken over when their lease has run out, and what it had wri
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from threading import Event, Thread
@@ -19,13 +19,18 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, select, update
 
 from serve_app.config import IngestionConfig
 from serve_app.errors import InternalError, InvalidRequest, RayconteurError, UnsupportedFile
+from serve_app.knowledge.distinct import first_of_each
 from serve_app.knowledge.encode import TextEncoder
+from serve_app.knowledge.history import is_found, next_version
 from serve_app.knowledge.index import FilePassages, IndexWriter
-from serve_app.knowledge.parse import extract_text
+from serve_app.knowledge.parse import MARKDOWN_TYPES, extract_text
+from serve_app.knowledge.place import locate
 from serve_app.knowledge.split import Piece, passage_size, split, texts_to_encode
+from serve_app.knowledge.versions import Versions
+from serve_app.metrics import INGESTED_FILES, INGESTED_PASSAGES, INGESTION_FAILURES, NO_METRICS, Metrics
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
-from serve_app.types import AttributeChange, AttributeValue, FloatMatrix, Json
+from serve_app.types import AttributeValue, FloatMatrix, Json
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +52,8 @@ class _Job:
     store_id: str
     file_id: str
     filename: str
+    key: str
+    version: int
     media_type: str
     attributes: dict[str, AttributeValue]
     chunking_strategy: Json
@@ -67,13 +74,29 @@ class Ingestor:
     """Works through the files that the database says are to be ingested. For one thread."""
 
     def __init__(
-        self, database: Database, file_store: Files, encoder: TextEncoder, index: IndexWriter, config: IngestionConfig
+        self,
+        database: Database,
+        file_store: Files,
+        encoder: TextEncoder,
+        index: IndexWriter,
+        versions: Versions,
+        config: IngestionConfig,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._database = database
         self._files = file_store
         self._encoder = encoder
         self._index = index
+        self._versions = versions
         self._config = config
+        self._metrics = metrics
+
+    def take_over(self) -> None:
+        """Wait for no lease of the process before this one. If that is still alive, the fence stops it."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(vector_store_files).where(vector_store_files.c.status == "in_progress").values(lease_until=0.0)
+            )
 
     def run_once(self) -> int:
         """Ingest some of the files that wait, and return how many were taken on: 0 if none waits.
@@ -90,13 +113,11 @@ class Ingestor:
             vectors = self._encode(parts)
             for store_id, rows in _by_store(parts, vectors):
                 self._commit(store_id, rows)
-        logger.info(
-            "ingested %d of %d files, %d passages, in %.1f s",
-            len(parts),
-            len(jobs),
-            sum(len(part.pieces) for part in parts),
-            time.monotonic() - started,
-        )
+        passages = sum(len(part.pieces) for part in parts)
+        self._metrics.add(INGESTED_FILES, len(parts))
+        self._metrics.add(INGESTED_PASSAGES, passages)
+        elapsed_s = time.monotonic() - started
+        logger.info("ingested %d of %d files, %d passages, in %.1f s", len(parts), len(jobs), passages, elapsed_s)
         return len(jobs)
 
     # The steps
@@ -113,6 +134,8 @@ class Ingestor:
             store_id=row["store_id"],
             file_id=row["file_id"],
             filename=row["filename"],
+            key=row["key"],
+            version=row["version"],
             media_type=row["media_type"],
             attributes=row["attributes"],
             chunking_strategy=row["chunking_strategy"],
@@ -150,6 +173,8 @@ class Ingestor:
             raise InternalError("The content of the file is gone: upload it again") from None
         size = passage_size(job.chunking_strategy, self._encoder.max_tokens)
         pieces = split(text, self._encoder.tokenizer, size.max_tokens, size.overlap_tokens)
+        located = locate(pieces, text, is_markdown=job.media_type in MARKDOWN_TYPES)
+        pieces = first_of_each(located, lambda piece: piece.text)
         return _Split(job, pieces, texts_to_encode(text, pieces))
 
     def _encode(self, parts: Sequence[_Split]) -> list[FloatMatrix]:
@@ -159,54 +184,31 @@ class Ingestor:
         return np.split(vectors, ends[:-1]) if parts else []
 
     def _commit(self, store_id: str, rows: Sequence[tuple[_Job, FilePassages]]) -> None:
-        """One commit of the index, then one of the database. Who has lost its claim meanwhile takes its rows back."""
-        for job, _ in rows:
-            if job.fence > 1:
-                self._index.remove_file(store_id, job.file_id, before_fence=job.fence)
-        held = self._still_held([job for job, _ in rows])
-        self._index.add(store_id, [passages for job, passages in rows if job in held])
-        attributes = self._complete([(job, passages) for job, passages in rows if job in held])
-        for job in held:
-            if job.file_id not in attributes:
-                self._take_back(job)
-            elif attributes[job.file_id] != job.attributes:
-                # They were changed after the claim, when there were no rows yet that could have been changed.
-                self._index.update_attributes(AttributeChange(store_id, job.file_id, attributes[job.file_id]))
+        """Put files' passages in the place of the versions that they replace, in one commit of the index.
 
-    def _complete(self, rows: Sequence[tuple[_Job, FilePassages]]) -> dict[str, dict[str, AttributeValue]]:
-        """Mark the files completed that are still ours. Returns their attributes as they are now, by file id."""
-        attributes: dict[str, dict[str, AttributeValue]] = {}
-        with self._database.write() as connection:
-            for job, passages in rows:
-                completed = connection.execute(
-                    update(vector_store_files)
-                    .where(_is_held(job))
-                    .values(
-                        status="completed",
-                        usage_bytes=_usage_bytes(passages),
-                        passages=len(passages.pieces),
-                        lease_until=0.0,
-                        error_code=None,
-                        error_message=None,
-                    )
-                )
-                if completed.rowcount:
-                    query = select(vector_store_files.c.attributes).where(_is_file(job))
-                    attributes[job.file_id] = connection.execute(query).scalar_one()
-        return attributes
-
-    def _take_back(self, job: _Job) -> None:
-        logger.info("file %s of store %s was cancelled, removed or taken over", job.file_id, job.store_id)
-        with self._database.read() as connection:
-            query = select(vector_stores.c.id).where(vector_stores.c.id == job.store_id)
-            store_exists = connection.execute(query).first() is not None
-        if store_exists:
-            self._index.remove_file(job.store_id, job.file_id, fence=job.fence)
-        else:
-            self._index.drop(job.store_id)
+        The rows of the database are held meanwhile, so that nobody takes a file away between that and their own commit.
+        """
+        with self._index.lock, self._database.write() as connection:
+            held = self._renew(connection, [job for job, _ in rows])
+            found = _found(connection, store_id, {job.key for job in held})
+            wanted = _newest(held, found)
+            version = next_version(connection, store_id)
+            replaced = _replace(connection, wanted, found, version)
+            attributes = _attributes(connection, wanted)
+            added = [replace(each, attributes=attributes[job.file_id]) for job, each in rows if job in wanted]
+            self._index.add(store_id, added, replacing=replaced)
+            for job, each in rows:
+                if job in wanted:
+                    _finish(connection, job, since_version=version, until_version=None, **_size(each))
+                elif job in held:
+                    # A later version of the document has come first: this one was never found.
+                    _finish(connection, job, until_version=version)
+            if wanted:
+                self._versions.record(connection, store_id, version)
 
     def _fail(self, job: _Job, code: ErrorCode, message: str) -> None:
         logger.info("file %s of store %s failed: %s", job.file_id, job.store_id, code)
+        self._metrics.add(INGESTION_FAILURES, code=code)
         if job.fence > 1:
             self._index.remove_file(job.store_id, job.file_id, before_fence=job.fence)
         with self._database.write() as connection:
@@ -226,7 +228,8 @@ class Ingestor:
         def renew() -> None:
             while not is_done.wait(self._config.lease_s / 3):
                 try:
-                    self._still_held(jobs)
+                    with self._database.write() as connection:
+                        self._renew(connection, jobs)
                 except RayconteurError as error:
                     # The next beat may succeed; if the lease is lost before, the fence keeps the result out.
                     logger.warning("leases were not renewed: %s", error.message)
@@ -239,17 +242,14 @@ class Ingestor:
             is_done.set()
             thread.join()
 
-    def _still_held(self, jobs: Sequence[_Job]) -> list[_Job]:
+    def _renew(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Job]:
         """Renew the leases of those that are still ours, and return them."""
         until = time.time() + self._config.lease_s
-        with self._database.write() as connection:
-            return [
-                job
-                for job in jobs
-                if connection.execute(
-                    update(vector_store_files).where(_is_held(job)).values(lease_until=until)
-                ).rowcount
-            ]
+        return [
+            job
+            for job in jobs
+            if connection.execute(update(vector_store_files).where(_is_held(job)).values(lease_until=until)).rowcount
+        ]
 
 
 # The row's columns are of several types.
@@ -291,11 +291,70 @@ def _by_store(
 
 def _passages(part: _Split, vectors: FloatMatrix) -> FilePassages:
     job = part.job
-    return FilePassages(job.file_id, job.filename, job.attributes, part.pieces, vectors, job.fence)
+    return FilePassages(
+        job.file_id, job.filename, job.attributes, part.pieces, vectors, job.fence, job.key, job.version
+    )
 
 
-def _usage_bytes(passages: FilePassages) -> int:
-    return sum(len(piece.text.encode()) for piece in passages.pieces) + passages.vectors.nbytes
+def _size(passages: FilePassages) -> Json:
+    text_bytes = sum(len(piece.text.encode()) for piece in passages.pieces)
+    return {"usage_bytes": text_bytes + passages.vectors.nbytes, "passages": len(passages.pieces)}
+
+
+# Versions of documents
+
+
+def _found(connection: Connection, store_id: str, keys: Collection[str]) -> dict[str, RowMapping]:
+    """By key, the file that searches find now."""
+    query = select(vector_store_files).where(
+        vector_store_files.c.store_id == store_id, vector_store_files.c.key.in_(keys), is_found()
+    )
+    return {row["key"]: row for row in connection.execute(query).mappings()}
+
+
+def _newest(jobs: Sequence[_Job], found: Mapping[str, RowMapping]) -> list[_Job]:
+    """Those that no later version of the same document has overtaken."""
+    newest = {job.key: job for job in sorted(jobs, key=lambda job: job.version)}
+    return [job for job in newest.values() if job.key not in found or found[job.key]["version"] < job.version]
+
+
+def _replace(connection: Connection, jobs: Sequence[_Job], found: Mapping[str, RowMapping], version: int) -> list[str]:
+    """Say that `version` is the first that finds these files and not those before them, whose ids it returns."""
+    for job in jobs:
+        connection.execute(
+            update(vector_store_files)
+            .where(
+                vector_store_files.c.store_id == job.store_id,
+                vector_store_files.c.key == job.key,
+                vector_store_files.c.status == "completed",
+                vector_store_files.c.until_version.is_(None),
+            )
+            .values(until_version=version)
+        )
+    return [found[job.key]["file_id"] for job in jobs if job.key in found]
+
+
+def _attributes(connection: Connection, jobs: Sequence[_Job]) -> dict[str, dict[str, AttributeValue]]:
+    """By file id, as they are now: they may have been changed since the claim."""
+    rows = [
+        connection.execute(select(vector_store_files.c.attributes).where(_is_file(job))).scalar_one() for job in jobs
+    ]
+    return {job.file_id: attributes for job, attributes in zip(jobs, rows, strict=True)}
+
+
+def _finish(connection: Connection, job: _Job, **values: Any) -> None:
+    connection.execute(
+        update(vector_store_files)
+        .where(_is_file(job))
+        .values(
+            status="completed",
+            completed_at=time.time(),
+            lease_until=0.0,
+            error_code=None,
+            error_message=None,
+            **values,
+        )
+    )
 
 
 def _is_file(job: _Job) -> ColumnElement[bool]:

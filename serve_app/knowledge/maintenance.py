@@ -20,9 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from tenacity import RetryCallState, retry, retry_if_exception_message, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, retry, stop_after_attempt, wait_random_exponential
 
-from serve_app.types import Optimization
+from serve_app.knowledge.commit import is_conflict, retry_conflicts
+from serve_app.types import IndexState, Optimization, TableState
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,28 @@ def optimize(
     )
 
 
+def describe(table: Any, folder: Path) -> TableState:
+    """What there is, and what its indices hold. Looks at every file of the table, so not for each search."""
+    rows = table.count_rows()
+    indices = index_states(table)
+    return TableState(
+        passages=rows,
+        fragments=table.stats()["fragment_stats"]["num_fragments"],
+        size_bytes=_bytes_under(folder),
+        vector=indices.get("vector", IndexState(unindexed_rows=rows)),
+        text=indices.get("text", IndexState(unindexed_rows=rows)),
+    )
+
+
+def index_states(table: Any) -> dict[str, IndexState]:
+    """Of the columns that searches are about, as far as they have an index."""
+    return {
+        index.columns[0]: IndexState(index.index_type, index.num_indexed_rows, index.num_unindexed_rows)
+        for index in table.list_indices()
+        if index.columns[0] in ("text", "vector")
+    }
+
+
 def superseded(table: Any) -> list[tuple[str, int]]:
     """Files whose passages were written by more than one claim, each with the fence of the last."""
     fences = table.search().select(["file_id", "fence"]).to_arrow()
@@ -160,20 +183,7 @@ def _create_missing(table: Any, indices: Mapping[str, Any]) -> None:
             table.create_index(column, config=config)
 
 
-def _leave(state: RetryCallState) -> None:
-    logger.info("changes go on all the time: %s is left for later", state.fn.__name__ if state.fn else "")
-
-
-# A deletion that commits first wins over a compaction, which is then to be done again. Nothing is lost without it.
-_again_after_a_conflict = retry(
-    retry=retry_if_exception_message(match=".*Retryable commit conflict"),
-    wait=wait_random_exponential(multiplier=0.05, max=2),
-    stop=stop_after_attempt(10),
-    retry_error_callback=_leave,
-)
-
-
-@_again_after_a_conflict
+@retry_conflicts
 def _index_new_rows(table: Any, growth: float) -> None:
     """Put new rows into a segment of every index, together with the newest segments."""
     dataset = table.to_lance()
@@ -195,7 +205,17 @@ def _index_new_rows(table: Any, growth: float) -> None:
         dataset.optimize.optimize_indices(index_names=retrained, retrain=True)
 
 
-@_again_after_a_conflict
+def _leave(state: RetryCallState) -> None:
+    logger.info("a store changes all the time: it is compacted later (%d attempts)", state.attempt_number)
+
+
+# A change that commits first wins over a compaction, which is then to be done again. Nothing is lost without it.
+@retry(
+    retry=is_conflict,
+    wait=wait_random_exponential(multiplier=0.05, max=2),
+    stop=stop_after_attempt(10),
+    retry_error_callback=_leave,
+)
 def _compact(table: Any, growth: float) -> None:
     """Merge the newest fragments, and make room where much was deleted."""
     dataset = table.to_lance()

@@ -23,6 +23,9 @@ PDF = "application/pdf"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 JSONL = "application/jsonl"
 
+MARKDOWN_TYPES = frozenset({MARKDOWN, HTML, DOCX, JSONL})
+"""Media types whose extracted text is Markdown: a line that begins with # is a heading in it, and no comment."""
+
 _TYPES_BY_SUFFIX = {
     ".md": MARKDOWN,
     ".markdown": MARKDOWN,
@@ -169,6 +172,7 @@ _NAMES = {
 def extract_text(path: Path, media_type: str, max_characters: int) -> str:
     """The text of a file, as Markdown where the format has headings. What is beyond `max_characters` is left out.
 
+    Each page of a PDF but the last ends with a form feed, as `pdftotext` writes them.
     Raises `InvalidRequest` (`invalid_file`) with a reason for a file that cannot be read or has no text, and
     `UnsupportedFile` for a media type that `detect_media_type` does not give. Takes minutes for very large files.
     """
@@ -290,11 +294,12 @@ def _pdf(file: IO[bytes], max_characters: int) -> str:
     pages: list[str] = []
     characters = 0
     for page in reader.pages:
-        pages.append(page.extract_text().strip())
+        pages.append(page.extract_text().replace("\f", " ").strip())
         characters += len(pages[-1])
         if characters >= max_characters:
             break
-    return "\n\n".join(page for page in pages if page)
+    # Empty pages stay, so that the others keep their numbers.
+    return "\f\n\n".join(pages)
 
 
 def _docx(file: IO[bytes], max_characters: int) -> str:

@@ -21,6 +21,10 @@ class Piece:
 
     text: str
     start: int
+    pages: tuple[int, int] | None = None
+    """The first and the last page that it is on, counted from 1; None where there are no pages."""
+    heading: tuple[str, ...] = ()
+    """The headings that it is under, the highest first."""
 
 
 @dataclass(frozen=True, slots=True)

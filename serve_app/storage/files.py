@@ -58,7 +58,7 @@ class FileStore:
             size_bytes, sha256 = _copy(upload, temporary, max_bytes)
             media_type = detect_media_type(temporary, filename)
             temporary.rename(kept)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             created_at = now_s()
             row = {
                 "id": file_id,
@@ -164,7 +164,7 @@ def _is_alive() -> ColumnElement[bool]:
     return or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     # The rename itself is durable only when the folder is.
     descriptor = os.open(folder, os.O_RDONLY)
     try:

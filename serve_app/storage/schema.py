@@ -91,7 +91,6 @@ vector_stores = Table(
     Column("chunking_strategy", JSON, nullable=False),  # the default for files added without one
     Column("expires_after", JSON),
     Column("retention", JSON),  # which versions are kept; null: what the configuration says
-    Column("table_version", BigInteger, nullable=False),  # LanceDB's, as of our last commit; a higher one is a crash's
     Column("created_at", BigInteger, nullable=False),
     Column("last_active_at", BigInteger, nullable=False),
 )
@@ -118,6 +117,7 @@ vector_store_files = Table(
     Column("store_id", String(80), primary_key=True),
     Column("file_id", String(80), primary_key=True),
     Column("key", String(1024), nullable=False),  # names the document, of which the file is one version
+    Column("version", Integer, nullable=False),  # of the document: 1, 2, …
     Column("since_version", Integer),  # the store's version that found it first; null before
     Column("until_version", Integer),  # the first that did not find it any more; null while it is found
     Column("same_as", String(80)),  # the document's file that has the same content and is searched in its place
@@ -139,6 +139,7 @@ vector_store_files = Table(
     Index("vector_store_files_by_status", "status", "lease_until"),
     Index("vector_store_files_by_batch", "batch_id"),
     Index("vector_store_files_by_key", "store_id", "key"),
+    Index("vector_store_files_by_completion", "completed_at"),
 )
 
 file_batches = Table(
@@ -148,4 +149,34 @@ file_batches = Table(
     Column("store_id", String(80), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
+)
+
+# How often what became of a store's searches, from all gateways: see `Tally` in metrics.py.
+search_tallies = Table(
+    "search_tallies",
+    metadata,
+    Column("store_id", String(80), primary_key=True),
+    Column("kind", String(20), primary_key=True),  # search, failed_search, query_cache_hit, query_cache_miss
+    Column("bucket", Integer, primary_key=True),  # of time, logarithmic; 0 for all but searches
+    Column("total", BigInteger, nullable=False),
+    ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
+)
+
+# A backup or a restore that is to be made, is being made or has failed: claimed under a fence, held by a lease. A
+# completed backup is in its repository, and no longer here.
+backup_jobs = Table(
+    "backup_jobs",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("kind", String(20), nullable=False),  # backup, restore, prune
+    Column("backup_id", String(80), nullable=False),
+    Column("status", String(20), nullable=False),  # in_progress, completed, failed
+    Column("request", JSON, nullable=False),
+    Column("result", JSON, nullable=False),  # as far as it is known
+    Column("error_code", String(40)),
+    Column("error_message", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Index("backup_jobs_by_status", "status", "created_at"),
 )

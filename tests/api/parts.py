@@ -1,14 +1,28 @@
 """Stand-ins for the parts that the knowledge routes call, each the least that honours its Protocol."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 
 from serve_app.errors import RayconteurError
+from serve_app.knowledge.query_cache import CachedEmbedder
+from serve_app.knowledge.statistics import CountedRetriever
+from serve_app.metrics import Tally
 from serve_app.parts import Embedder, Generator, Indexer, Parts, Retriever, Sessions
-from serve_app.types import AttributeChange, FloatMatrix, Optimization, Passage, SearchQuery, StoreFileRef
+from serve_app.types import (
+    AttributeChange,
+    FloatMatrix,
+    IndexState,
+    Optimization,
+    Passage,
+    SearchQuery,
+    StoreFileRef,
+    StoreVersionRef,
+    TableState,
+)
 
 DIMENSIONS = 8
 
@@ -61,9 +75,23 @@ class RecordingIndexer:
     async def drop_store(self, store_id: str) -> None:
         self._hear(store_id)
 
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        self._hear(ref)
+        return ref.version + 1
+
     async def optimize(self, store_id: str) -> Optimization:
         self._hear(store_id)
         return Optimization(fragments=(7, 1))
+
+    async def describe(self, store_id: str) -> TableState:
+        self._hear(store_id)
+        return TableState(
+            passages=12,
+            fragments=3,
+            size_bytes=45_000,
+            vector=IndexState(unindexed_rows=12),
+            text=IndexState("FTS", indexed_rows=10, unindexed_rows=2),
+        )
 
     def _hear(self, message: object) -> None:
         if self.error is not None:
@@ -74,11 +102,14 @@ class RecordingIndexer:
 def knowledge_parts(embedder: Embedder, retriever: Retriever, indexer: Indexer) -> Parts:
     """For tests of routes that neither generate nor remember."""
     missing = object()
+    tallies = Counter[Tally]()
     return Parts(
         embedder=embedder,
-        retriever=retriever,
+        query_embedder=CachedEmbedder(embedder, 100, tallies),
+        retriever=CountedRetriever(retriever, tallies),
         indexer=indexer,
         generator=cast(Generator, missing),
         sessions=cast(Sessions, missing),
         count_tokens=lambda text: len(text.split()),
+        tallies=tallies,
     )

@@ -49,7 +49,7 @@ def at_once(*tasks: Callable[[], object]) -> list[object]:
 def test_a_store_with_its_files_and_batches(catalog: Catalog, files: FileStore) -> None:
     one, two = save(files), save(files)
     store_id = catalog.create_store(name="docs", metadata={"a": "b"}, new_files=[NewFile(one)])["id"]
-    batch = catalog.create_batch(store_id, [NewFile(one), NewFile(two, {"year": 2024, "by": "Zoë"})])
+    batch = catalog.create_batch(store_id, [NewFile(one), NewFile(two, {"year": 2024, "by": "Zoë"}, key="two")])
 
     assert batch["file_counts"]["total"] == 2
     assert catalog.get_file(store_id, two)["attributes"] == {"year": 2024, "by": "Zoë"}

@@ -11,16 +11,18 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import TypeAdapter
 
 from serve_app.errors import InvalidRequest, Overloaded, Unavailable
+from serve_app.generation.citations import build_citation
 from serve_app.types import Json
 from tests.api.chat_app import MODEL, ChatApp, running_chat
 from tests.fakes import build_passage
 
-CITATION = {"type": "file_citation", "file_id": "file_1", "filename": "1.txt", "index": 13}
+RHINE = build_passage(1, "The Rhine flows through Basel.")
+CITATION = build_citation(RHINE, 13)
 
 
 @pytest.fixture(scope="module")
 def running_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatApp]:
-    with running_chat(tmp_path_factory.mktemp("chat"), [build_passage(1, "The Rhine flows through Basel.")]) as app:
+    with running_chat(tmp_path_factory.mktemp("chat"), [RHINE]) as app:
         yield app
 
 

@@ -10,12 +10,22 @@ import pytest
 from starlette.concurrency import run_in_threadpool
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from serve_app.config import IngestionConfig
+from serve_app.config import IngestionConfig, RetentionConfig
 from serve_app.knowledge.index import IndexReader, IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
-from serve_app.types import AttributeChange, FloatMatrix, Optimization, Passage, SearchQuery, StoreFileRef
+from serve_app.types import (
+    AttributeChange,
+    FloatMatrix,
+    Optimization,
+    Passage,
+    SearchQuery,
+    StoreFileRef,
+    StoreVersionRef,
+    TableState,
+)
 from tests.api.conftest import build_app, open_test_database
 from tests.api.parts import knowledge_parts
 from tests.server import serve
@@ -54,23 +64,30 @@ class LocalIndex:
         self._reader = IndexReader(folder / "vectors")
         config = IngestionConfig(max_file_characters=100_000)
         files = FileStore(database, folder / "files")
-        self._ingestor = Ingestor(database, files, encoder, self._writer, config)
+        self._versions = Versions(database, self._writer, RetentionConfig())
+        self._ingestor = Ingestor(database, files, encoder, self._writer, self._versions, config)
 
     async def wake(self) -> None:
         while await run_in_threadpool(self._ingestor.run_once):
             pass
 
     async def update_attributes(self, change: AttributeChange) -> None:
-        await run_in_threadpool(self._writer.update_attributes, change)
+        await run_in_threadpool(self._versions.update_attributes, change)
 
     async def remove_file(self, ref: StoreFileRef) -> None:
-        await run_in_threadpool(self._writer.remove_file, ref.store_id, ref.file_id)
+        await run_in_threadpool(self._versions.remove_file, ref)
+
+    async def roll_back(self, ref: StoreVersionRef) -> int:
+        return await run_in_threadpool(self._versions.roll_back, ref)
 
     async def drop_store(self, store_id: str) -> None:
         await run_in_threadpool(self._writer.drop, store_id)
 
     async def optimize(self, store_id: str) -> Optimization:
         return await run_in_threadpool(self._writer.optimize, store_id)
+
+    async def describe(self, store_id: str) -> TableState:
+        return await run_in_threadpool(self._writer.describe, store_id)
 
     async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
         return await self._reader.search(query)
@@ -95,6 +112,43 @@ def upload(client: openai.OpenAI, name: str, content: bytes) -> str:
 
 def found(client: openai.OpenAI, store_id: str, query: str, **options: Any) -> list[str]:
     return [result.filename for result in client.vector_stores.search(store_id, query=query, **options)]
+
+
+def test_a_result_says_where_in_its_file_it_stands(client: openai.OpenAI) -> None:
+    text = "# France\n\n" + "The river Seine is long. " * 40 + "\n\n# Japan\n\n" + "The capital is Tokyo. " * 9
+    file_id = upload(client, "countries.md", text.encode())
+    store = client.vector_stores.create(file_ids=[file_id])
+
+    # `place` is not one of OpenAI's fields.
+    best: Any = client.vector_stores.search(store.id, query="capital of Japan").data[0].to_dict()
+
+    place = best["place"]
+    (content,) = client.vector_stores.files.content(file_id, vector_store_id=store.id).data
+    assert content.text is not None
+    assert content.text[place["start"] : place["end"]] == best["content"][0]["text"]
+    assert (place["heading"], place["page"], place["last_page"]) == (["Japan"], None, None)
+    assert best["vector_store_id"] == store.id
+
+
+def test_several_stores_are_searched_as_one(client: openai.OpenAI) -> None:
+    stores = [
+        client.vector_stores.create(file_ids=[upload(client, name, content) for name, content in files])
+        for files in (
+            [("paris.txt", PARIS), ("seine.txt", b"The river Seine rises near Dijon.")],
+            [("tokyo.txt", TOKYO), ("copy.txt", PARIS.upper()), ("fuji.txt", b"Fuji is high.")],
+        )
+    ]
+    body = {"query": "the river Seine", "vector_store_ids": [store.id for store in stores], "max_num_results": 3}
+
+    data = client.post("/vector_stores/search", body=body, cast_to=dict[str, Any])["data"]
+
+    # Each store's best is first in both halves there; over both together is Fuji what it is. The copy is not shown.
+    assert [(result["filename"], result["vector_store_id"]) for result in data] == [
+        ("seine.txt", stores[0].id),
+        ("paris.txt", stores[0].id),
+        ("fuji.txt", stores[1].id),
+    ]
+    assert data[0]["score"] == 1.0
 
 
 def test_a_document_is_found_until_it_is_removed(client: openai.OpenAI) -> None:
@@ -157,3 +211,20 @@ def test_the_clients_own_helpers_wait_for_the_ingestion(client: openai.OpenAI) -
 
     assert file.status == "completed"
     assert (batch.status, batch.file_counts.completed) == ("completed", 2)
+
+
+def test_the_statistics_tell_of_the_table_as_it_is(client: openai.OpenAI) -> None:
+    store = client.vector_stores.create(
+        file_ids=[upload(client, "paris.txt", PARIS), upload(client, "tokyo.txt", TOKYO)]
+    )
+    before = client.get(f"/vector_stores/{store.id}/statistics", cast_to=dict[str, Any])
+
+    client.post(f"/vector_stores/{store.id}/optimize", cast_to=object)
+    after = client.get(f"/vector_stores/{store.id}/statistics", cast_to=dict[str, Any])
+
+    assert (before["documents"], before["passages"]) == (after["documents"], after["passages"]) == (2, 2)
+    assert before["size_bytes"] > 0
+    assert before["index"]["text"] == {"kind": "FTS", "indexed_rows": 0, "unindexed_rows": 2}
+    assert after["index"]["text"] == {"kind": "FTS", "indexed_rows": 2, "unindexed_rows": 0}
+    assert after["index"]["vector"] == {"kind": None, "indexed_rows": 0, "unindexed_rows": 2}
+    assert after["index"]["fragments"] == 1

@@ -220,9 +220,9 @@ def test_an_answer_cites_its_file(app: ChatApp) -> None:
     assert (call.queries, call.results, call.status) == (["Where?"], None, "completed")
     assert isinstance(message, ResponseOutputMessage)
     assert response.output_text == "Through Basel."
-    assert message.content[0].to_dict()["annotations"] == [
-        {"type": "file_citation", "file_id": "file_1", "filename": "1.txt", "index": 13}
-    ]
+    place: dict[str, object] = {"start": 0, "end": 30, "page": None, "last_page": None, "heading": []}
+    citation = {"type": "file_citation", "file_id": "file_1", "filename": "1.txt", "index": 13}
+    assert message.content[0].to_dict()["annotations"] == [{**citation, "key": "1.txt", "version": 1, "place": place}]
 
 
 def test_results_are_shown_if_included(app: ChatApp) -> None:

@@ -19,8 +19,8 @@ from tests.api.conftest import Api
 # Its parameters are classes of schemathesis's own, and nothing here depends on them.
 Operation = APIOperation[Any, Any, Any, Any]
 
-PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models")
-OPERATIONS = 25
+PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models", "/v1/backups")
+OPERATIONS = 37
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "3"))
 """For each operation, of each kind: right and wrong."""
 
@@ -54,7 +54,15 @@ def known_ids(api: Api, operation: Operation) -> dict[str, str]:
     file_id = api.upload()
     store_id = api.openai.vector_stores.create(file_ids=[file_id]).id
     batch_id = api.openai.vector_stores.file_batches.create(store_id, file_ids=[file_id]).id
-    ids = {"store_id": store_id, "file_id": file_id, "batch_id": batch_id, "model_id": "all-minilm-l6-v2"}
+    ids = {
+        "store_id": store_id,
+        "file_id": file_id,
+        "batch_id": batch_id,
+        "version": "1",
+        "model_id": "all-minilm-l6-v2",
+        "backup_id": api.http.post("/v1/backups", json={}).json()["id"],
+        "restore_id": "restore_0",
+    }
     return {parameter.name: ids[parameter.name] for parameter in operation.path_parameters}
 
 

@@ -1,5 +1,8 @@
+import time
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from openai.types import VectorStore, VectorStoreDeleted, VectorStoreSearchResponse
@@ -159,6 +162,21 @@ def test_a_store_delete_that_fails_halfway_can_be_made_again(api: Api) -> None:
     assert api.openai.vector_stores.delete(store.id).deleted
 
 
+def test_progress_says_how_long_ingestion_will_still_take(api: Api) -> None:
+    done, one, two = (api.upload(f"{name}.txt") for name in "abc")
+    store = api.openai.vector_stores.create(file_ids=[done, one, two])
+
+    def progress() -> Any:
+        return api.openai.vector_stores.retrieve(store.id).to_dict()["progress"]
+
+    assert progress() == {"files_left": 3, "files_per_second": 0.0, "seconds_left": None}
+    finish(api, done, completed_at=time.time() - 10)
+    assert progress() == {"files_left": 2, "files_per_second": 0.1, "seconds_left": pytest.approx(20, abs=2)}
+    finish(api, one)
+    finish(api, two)
+    assert progress() is None
+
+
 # Files in a store
 
 
@@ -265,6 +283,7 @@ def test_files_are_listed_by_status(api: Api) -> None:
         ("GET", "/file_batches/b/files", None),
         ("POST", "/search", {"query": "a"}),
         ("POST", "/optimize", None),
+        ("GET", "/statistics", None),
     ],
 )
 def test_an_unknown_store_is_not_found_wherever_it_is_named(
@@ -375,6 +394,67 @@ def test_a_search_finds_passages_best_first(api: Api) -> None:
     assert query.vector.shape == (DIMENSIONS,)
 
 
+def test_one_search_of_several_stores(api: Api) -> None:
+    stores = [api.openai.vector_stores.create().id for _ in range(2)]
+    api.retriever.answers["where?"] = [
+        replace(passage(stores[0], 1, 0), cosine=0.4),
+        replace(passage(stores[1], 2, 0), cosine=0.9),
+    ]
+    weights = {"ranking_options": {"hybrid_search": {"text_weight": 0}}}
+
+    answer = api.http.post("/v1/vector_stores/search", json={"query": "where?", "vector_store_ids": stores} | weights)
+
+    assert [(result["vector_store_id"], result["score"]) for result in answer.json()["data"]] == [
+        (stores[1], 0.9),
+        (stores[0], 0.4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({}, 400, "vector_store_ids"),
+        ({"vector_store_ids": []}, 400, "vector_store_ids"),
+        ({"vector_store_ids": ["vs_a"] * 11}, 400, "vector_store_ids"),
+        ({"vector_store_ids": ["vs_a"]}, 404, "vector_store_id"),
+        ({"vector_store_ids": ["vs_a"], "query": ""}, 400, "query"),
+    ],
+)
+def test_bad_searches_of_several_stores(shared_api: Api, change: dict[str, object], status: int, param: str) -> None:
+    answer = shared_api.http.post("/v1/vector_stores/search", json={"query": "a"} | change)
+
+    assert error_of(answer, status)["param"] == param
+
+
+def test_results_can_be_unlike_one_another(api: Api) -> None:
+    store = api.openai.vector_stores.create()
+    near, nearer, other = np.eye(3, dtype=np.float32)[[0, 0, 1]]
+    api.retriever.answers["?"] = [
+        replace(passage(store.id, 1, 0.9), vector=near),
+        replace(passage(store.id, 2, 0.8), vector=nearer),
+        replace(passage(store.id, 3, 0.5), vector=other),
+    ]
+
+    body = {"query": "?", "max_num_results": 2, "ranking_options": {"mmr": {"lambda": 0.5}}}
+    answer = api.http.post(f"/v1/vector_stores/{store.id}/search", json=body)
+
+    assert [result["content"][0]["text"] for result in answer.json()["data"]] == ["text 1", "text 3"]
+    assert api.retriever.queries[0].with_vectors
+
+
+def test_ranker_that_is_not_configured_is_refused(api: Api) -> None:
+    store = api.openai.vector_stores.create()
+
+    with pytest.raises(openai.BadRequestError, match="cross-encoder") as refused:
+        api.openai.post(
+            f"/vector_stores/{store.id}/search",
+            body={"query": "?", "ranking_options": {"ranker": "cross-encoder"}},
+            cast_to=dict[str, Any],
+        )
+
+    assert (refused.value.code, refused.value.param) == ("ranker_not_configured", "ranking_options.ranker")
+
+
 def test_several_queries_are_embedded_at_once_and_merged_by_best_score(api: Api) -> None:
     store = api.openai.vector_stores.create()
     api.retriever.answers["one"] = [passage(store.id, 1, 0.5), passage(store.id, 2, 0.4)]
@@ -433,6 +513,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"filters": {"type": "and", "filters": []}}, "filters.filters"),
         ({"filters": nested(11)}, "filters"),
         ({"ranking_options": {"score_threshold": 2}}, "ranking_options.score_threshold"),
+        ({"ranking_options": {"ranker": "cross_encoder"}}, "ranking_options.ranker"),
+        ({"ranking_options": {"mmr": {"lambda": 1.1}}}, "ranking_options.mmr.lambda"),
         (
             {"ranking_options": {"hybrid_search": {"embedding_weight": 0, "text_weight": 0}}},
             "ranking_options.hybrid_search",

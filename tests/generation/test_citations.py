@@ -1,5 +1,6 @@
 """`generation.citations`: markers in any pieces, and citations where the model wrote none."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -58,11 +59,21 @@ def test_what_is_no_marker_stays(text: str) -> None:
     assert run(text) == (text, [])
 
 
-def test_a_citation_names_the_file() -> None:
-    cited = CitedText(PASSAGES)
+def test_a_citation_names_the_file_and_the_place_in_it() -> None:
+    cited = CitedText([*PASSAGES[:2], replace(PASSAGES[2], start=100, pages=(3, 4), heading=("Guide",))])
     cited.feed("Three [3].")
 
-    assert cited.annotations == [{"type": "file_citation", "file_id": "file_3", "filename": "2.txt", "index": 5}]
+    place = {"start": 100, "end": 105, "page": 3, "last_page": 4, "heading": ["Guide"]}
+    citation = {
+        "type": "file_citation",
+        "file_id": "file_3",
+        "filename": "2.txt",
+        "index": 5,
+        "key": "2.txt",
+        "version": 1,
+        "place": place,
+    }
+    assert cited.annotations == [citation]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pytest
 
 from serve_app.errors import InternalError, InvalidRequest
+from serve_app.knowledge import maintenance
 from serve_app.knowledge.index import FilePassages, IndexReader, IndexWriter
 from serve_app.knowledge.split import Piece
 from serve_app.types import (
@@ -28,6 +33,7 @@ class Store:
     """A writer and a reader of one folder, in 4 dimensions."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.writer = IndexWriter(folder, 4)
         self.reader = IndexReader(folder)
 
@@ -52,9 +58,10 @@ class Store:
         ranking: Ranking = VECTORS,
         where: Filter | None = None,
         max_results: int = 10,
+        table_version: int | None = None,
     ) -> tuple[Passage, ...]:
         given = None if ranking.embedding_weight == 0 else np.array(vector, dtype=np.float32)
-        return await self.reader.search(SearchQuery(STORE, text, given, max_results, where, ranking))
+        return await self.reader.search(SearchQuery(STORE, text, given, max_results, where, ranking, table_version))
 
     async def file_ids(self, where: Filter) -> list[str]:
         return sorted(passage.file_id for passage in await self.search(where=where))
@@ -148,11 +155,76 @@ async def test_scores_below_the_threshold_are_left_out(store: Store) -> None:
 
 
 async def test_at_most_max_results(store: Store) -> None:
-    store.add("file-1", *["wing"] * 70)
+    store.add("file-1", *[f"wing {number}" for number in range(70)])
 
     for ranking in (VECTORS, WORDS, Ranking()):
         assert len(await store.search("wing", ranking=ranking, max_results=50)) == 50
         assert len(await store.search("wing", ranking=ranking, max_results=1)) == 1
+
+
+async def test_place_comes_back(store: Store) -> None:
+    pieces = [Piece("a", 0), Piece("b", 9, pages=(2, 3), heading=("Guide", "Install"))]
+    store.writer.add(STORE, [FilePassages("file-1", "a.pdf", {}, pieces, _directions(0, 10))])
+
+    nowhere, somewhere = await store.search()
+
+    assert (nowhere.pages, nowhere.heading) == (None, ())
+    assert (somewhere.pages, somewhere.heading) == ((2, 3), ("Guide", "Install"))
+    assert somewhere.place_to_json() == {
+        "start": 9,
+        "end": 10,
+        "page": 2,
+        "last_page": 3,
+        "heading": ["Guide", "Install"],
+    }
+
+
+async def test_table_that_was_made_before_there_were_places_is_searched_and_added_to(
+    store: Store, tmp_path: Path
+) -> None:
+    store.add("file-1", "a")
+    lancedb.connect(tmp_path / "vectors").open_table(STORE).drop_columns(["page", "last_page", "heading"])
+
+    assert [passage.pages for passage in await store.search()] == [None]
+
+    pieces = [Piece("b", 0, pages=(1, 1), heading=("Guide",))]
+    store.writer.add(STORE, [FilePassages("file-2", "a.pdf", {}, pieces, _directions(10))])
+    assert [passage.heading for passage in await store.search()] == [(), ("Guide",)]
+
+
+async def test_vectors_are_read_only_if_asked_for(store: Store) -> None:
+    store.add("file-1", "a", "b", vectors=_directions(0, 60))
+    question = SearchQuery(STORE, "a", np.array([1, 0, 0, 0], dtype=np.float32))
+
+    assert [passage.vector for passage in await store.reader.search(question)] == [None, None]
+    found = await store.reader.search(replace(question, with_vectors=True))
+    assert np.array_equal([passage.vector for passage in found if passage.vector is not None], _directions(0, 60))
+    assert await store.reader.search(replace(question, store_id="vs_0b", with_vectors=True)) == ()
+
+
+@pytest.mark.parametrize("ranking", [VECTORS, WORDS, Ranking()])
+async def test_near_identical_passages_are_found_once_and_the_page_is_still_full(
+    store: Store, ranking: Ranking
+) -> None:
+    for number in range(120):
+        text = "Wing  wing." if number % 2 else "wing wing."
+        store.add(f"copy-{number}", text, vectors=_directions(number / 100))
+    others = [f"wing {'and lift ' * number}" for number in range(1, 10)]
+    store.add("others", *others, vectors=_directions(*range(10, 19)))
+
+    found = await store.search("wing", ranking=ranking)
+
+    assert [passage.text.lower().split()[:2] for passage in found[:1]] == [["wing", "wing."]]
+    assert [passage.text for passage in found[1:]] == others
+    assert [passage.score for passage in found] == sorted((each.score for each in found), reverse=True)
+
+
+async def test_filter_chooses_among_near_identical_passages(store: Store) -> None:
+    store.add("file-1", "wing", attributes={"year": 1.0})
+    store.add("file-2", "Wing", attributes={"year": 2.0}, vectors=_directions(30))
+
+    assert await store.file_ids(Comparison("gt", "year", 0.0)) == ["file-1"]
+    assert await store.file_ids(Comparison("gt", "year", 1.0)) == ["file-2"]
 
 
 @pytest.mark.parametrize(
@@ -218,9 +290,10 @@ async def test_passages_can_be_added_after_all_were_removed(store: Store) -> Non
 
 
 async def test_claims_can_be_removed_apart(store: Store) -> None:
-    store.add("file-1", "first claim", fence=1)
-    store.add("file-1", "second claim", fence=2)
+    # The latest comes first: each takes away what earlier ones have written.
     store.add("file-1", "third claim", fence=3)
+    store.add("file-1", "second claim", fence=2)
+    store.add("file-1", "first claim", fence=1)
 
     store.writer.remove_file(STORE, "file-1", before_fence=2)
     store.writer.remove_file(STORE, "file-1", fence=3)
@@ -289,6 +362,87 @@ async def test_maintenance_indexes_the_tail_and_keeps_every_answer(store: Store)
     assert store.writer.version(STORE) == after  # nothing left to do
     for ranking in (VECTORS, WORDS, Ranking()):
         assert len(await store.search("wing", ranking=ranking)) == 5
+
+
+# --- versions -----------------------------------------------------------------------------------
+
+
+async def test_a_replacement_is_one_commit(store: Store) -> None:
+    store.add("file-1", "the old text")
+    store.add("file-2", "of another document")
+    before = store.writer.version(STORE)
+    assert before is not None
+
+    new = FilePassages("file-3", "a.txt", {}, [Piece("the new text", 0)], _directions(0), 1)
+    store.writer.add(STORE, [new], replacing=["file-1"])
+
+    assert store.writer.version(STORE) == before + 1
+    assert {each.text for each in await store.search()} == {"the new text", "of another document"}
+    assert {each.text for each in await store.search("text", ranking=WORDS)} == {"the new text"}
+    then = await store.search(table_version=before)
+    assert {each.text for each in then} == {"the old text", "of another document"}
+
+
+async def test_a_replacement_by_nothing_removes(store: Store) -> None:
+    store.add("file-1", "the old text")
+    empty = FilePassages("file-3", "a.txt", {}, [], _directions(), 1)
+    store.writer.add(STORE, [empty], replacing=["file-1"])
+    assert await store.search() == ()
+
+
+async def test_replacements_and_maintenance_go_on_beside_each_other(store: Store) -> None:
+    store.add("file-0", "text 0")
+
+    def replace_all() -> None:
+        for number in range(1, 40):
+            new = FilePassages(f"file-{number}", "a.txt", {}, [Piece(f"text {number}", 0)], _directions(0), 1)
+            store.writer.add(STORE, [new], replacing=[f"file-{number - 1}"])
+
+    with ThreadPoolExecutor(2) as pool:
+        replacing = pool.submit(replace_all)
+        while not replacing.done():
+            pool.submit(store.writer.optimize, STORE).result()
+        replacing.result()
+
+    assert [each.text for each in await store.search()] == ["text 39"]
+
+
+async def test_only_what_is_tagged_can_be_searched_once_it_is_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add("file-1", "the first text")
+    kept, passages = store.writer.tag(STORE, 1)
+    assert passages == 1
+    store.add("file-2", "the second text")
+    gone, _ = store.writer.tag(STORE, 2)
+    store.add("file-3", "the third text")
+    assert len(await store.search(table_version=gone)) == 2
+
+    store.writer.let_go(STORE, {2, 7})
+    monkeypatch.setattr(maintenance, "KEEP_VERSIONS_FOR", timedelta(0))
+    store.writer.optimize(STORE)
+
+    assert [each.text for each in await store.search(table_version=kept)] == ["the first text"]
+    assert len(await store.search()) == 3
+    with pytest.raises(InvalidRequest) as refused:
+        await IndexReader(store.folder).search(SearchQuery(STORE, "", _directions(0)[0], 9, None, VECTORS, gone))
+    assert refused.value.code == "version_gone"
+
+
+async def test_a_table_can_be_made_what_it_was(store: Store) -> None:
+    store.add("file-1", "the first text", attributes={"year": 2020.0})
+    then, _ = store.writer.tag(STORE, 1)
+    store.add("file-2", "the second text", attributes={"place": "here"})
+    store.writer.remove_file(STORE, "file-1")
+
+    store.writer.restore(STORE, then)
+
+    (found,) = store.writer.files(STORE)
+    assert (found.file_id, found.attributes, found.passages) == ("file-1", {"year": 2020.0}, 1)
+    assert found.size_bytes == len("the first text") + 4 * 4
+    assert [each.text for each in await store.search("text", ranking=Ranking())] == ["the first text"]
+    store.writer.restore(STORE, 0)
+    assert await store.search() == ()
 
 
 @pytest.mark.parametrize("store_id", ["", "vs_", "vs_XYZ", "vs_0a/../vs_0b", "vs_0a'", "other", "vs_0a\n"])

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from serve_app.config import IngestionConfig
+from serve_app.config import IngestionConfig, RetentionConfig
 from serve_app.errors import Unavailable
 from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.index import IndexReader, IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.versions import Versions
+from serve_app.metrics import NO_METRICS, Metrics
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
 from serve_app.types import FloatMatrix, Json, Passage, Ranking, SearchQuery
+from tests.fakes import RecordedMetrics
+from tests.knowledge.test_parse import pdf
 
 STORE = "vs_0a"
 ENCODER = "all-minilm-l6-v2"
@@ -60,20 +64,27 @@ class Library:
         self.encoder = encoder
         self.folder = Folder(root / "files")
         self.index = IndexWriter(root / "vectors", encoder.dimensions)
+        self.versions = Versions(database, self.index, RetentionConfig())
         self.reader = IndexReader(root / "vectors")
 
-    def ingestor(self, *, encoder: TextEncoder | None = None, lease_s: float = 60, max_attempts: int = 3) -> Ingestor:
+    def ingestor(
+        self,
+        *,
+        encoder: TextEncoder | None = None,
+        lease_s: float = 60,
+        max_attempts: int = 3,
+        metrics: Metrics = NO_METRICS,
+    ) -> Ingestor:
         config = IngestionConfig(
             lease_s=lease_s, max_attempts=max_attempts, poll_interval_s=1, max_file_characters=10**6
         )
-        return Ingestor(self.database, self.folder, encoder or self.encoder, self.index, config)
+        return Ingestor(self.database, self.folder, encoder or self.encoder, self.index, self.versions, config, metrics)
 
     def add_store(self, store_id: str = STORE, encoder: str = ENCODER) -> None:
         row = {
             "id": store_id,
             "metadata": {},
             "encoder": encoder,
-            "table_version": 0,
             "chunking_strategy": {"type": "auto"},
             "created_at": 1,
             "last_active_at": 1,
@@ -106,6 +117,7 @@ class Library:
             "store_id": store_id,
             "file_id": file_id,
             "key": file_id,
+            "version": 1,
             "status": "in_progress",
             "attributes": attributes or {},
             "chunking_strategy": {"type": "auto"},
@@ -160,6 +172,35 @@ async def test_waiting_file_becomes_searchable_and_completed(library: Library) -
     assert job["usage_bytes"] == len(passage.text) + 4 * library.encoder.dimensions
 
 
+async def test_passages_know_their_place(library: Library) -> None:
+    section = "It is about one thing. " * 70
+    library.add_file("file-1", pdf("Page one.", "", "Page three."), media_type="application/pdf")
+    library.add_file("file-2", f"# Guide\n\n{section}\n\n## Install\n\n{section}", media_type="text/markdown")
+    library.add_file("file-3", "# a comment\nprint()", media_type="text/plain")
+
+    library.ingestor().run_once()
+
+    document, *guide, code = await library.passages()
+    assert (document.pages, document.heading) == ((1, 3), ())
+    assert guide[0].heading == ("Guide",)
+    assert guide[-1].heading == ("Guide", "Install")
+    assert guide[-1].pages is None
+    assert code.heading == ()
+
+
+async def test_near_identical_passages_of_a_file_are_stored_once(library: Library) -> None:
+    notice = "This page is intended to be blank. " * 20
+    chapters = [f"# Chapter {number}\n\n" + f"It is about number {number}. " * 25 for number in (1, 2)]
+    text = "\n\n".join([chapters[0], f"# Notice\n\n{notice}", chapters[1], f"# NOTICE\n\n{notice}"])
+    library.add_file("file-1", text, media_type="text/markdown")
+
+    library.ingestor().run_once()
+
+    found = await library.passages()
+    assert [passage.heading for passage in found] == [("Chapter 1",), ("Notice",), ("Chapter 2",)]
+    assert library.job("file-1")["passages"] == 3
+
+
 def test_nothing_to_do_is_no_work(library: Library) -> None:
     assert library.ingestor().run_once() == 0
 
@@ -201,6 +242,25 @@ async def test_bad_files_fail_alone_and_say_why(library: Library) -> None:
     assert [passage.file_id for passage in await library.passages()] == ["file-good"]
 
 
+def test_what_became_of_files_is_counted(library: Library) -> None:
+    library.add_file("file-blank", " \n\t ")
+    library.add_file("file-empty", "")
+    library.add_file("file-what", b"?", media_type="image/png")
+    library.add_file("file-long", "A sentence of seven words, no more. " * 200)
+    library.add_file("file-short", "A short one.")
+    metrics = RecordedMetrics()
+
+    library.ingestor(metrics=metrics).run_once()
+
+    assert metrics.totals == {
+        ("rayconteur_ingested_files",): 2,
+        ("rayconteur_ingested_passages",): library.job("file-long")["passages"] + 1,
+        ("rayconteur_ingestion_failures", "invalid_file"): 2,
+        ("rayconteur_ingestion_failures", "unsupported_file"): 1,
+    }
+    assert library.job("file-long")["passages"] > 1
+
+
 def test_file_tried_too_often_fails(library: Library) -> None:
     library.add_file("file-1", "It kills whoever reads it.", attempts=3)
 
@@ -209,6 +269,17 @@ def test_file_tried_too_often_fails(library: Library) -> None:
     job = library.job("file-1")
     assert (job["status"], job["error_code"]) == ("failed", "server_error")
     assert "3 times" in job["error_message"]
+
+
+def test_a_new_indexer_does_not_wait_for_the_lease_of_the_one_before(library: Library) -> None:
+    library.add_file("file-1", "Held by a process that is gone.", fence=1, attempts=1, lease_until=1e12)
+    ingestor = library.ingestor()
+    assert ingestor.run_once() == 0
+
+    ingestor.take_over()
+
+    assert ingestor.run_once() == 1
+    assert library.job("file-1")["status"] == "completed"
 
 
 def test_file_whose_indexer_died_is_taken_on_alone(library: Library) -> None:
@@ -246,40 +317,28 @@ async def test_file_cancelled_meanwhile_leaves_no_passages(library: Library) -> 
     assert library.job("file-1")["status"] == "cancelled"
 
 
-async def test_claim_lost_between_the_two_commits_takes_back_only_its_own_rows(
-    library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_claim_that_another_took_over_writes_nothing(library: Library) -> None:
     library.add_file("file-1", "The same file, ingested twice.")
-    first = library.ingestor()
-    add = library.index.add
 
-    def overtaken(store_id: str, rows: Any) -> None:
-        # Another indexer takes the file over, and finishes it, after this one's last look at the database.
-        monkeypatch.undo()
+    def overtake() -> None:
         library.change("file-1", lease_until=0.0)
         library.ingestor().run_once()
-        add(store_id, rows)
 
-    monkeypatch.setattr(library.index, "add", overtaken)
-    first.run_once()
+    library.ingestor(encoder=Interrupted(library.encoder, overtake)).run_once()
 
     assert library.job("file-1")["status"] == "completed"
     assert library.job("file-1")["fence"] == 2
     assert [passage.passage_id for passage in await library.passages()] == ["file-1-0"]
 
 
-async def test_store_deleted_meanwhile_leaves_no_table(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_store_deleted_meanwhile_leaves_no_table(library: Library) -> None:
     library.add_file("file-1", "In a store that is deleted.")
 
-    add = library.index.add
-
-    def deleted(store_id: str, rows: Any) -> None:
+    def delete_store() -> None:
         with library.database.write() as connection:
-            connection.execute(delete(vector_stores).where(vector_stores.c.id == store_id))
-        add(store_id, rows)
+            connection.execute(delete(vector_stores).where(vector_stores.c.id == STORE))
 
-    monkeypatch.setattr(library.index, "add", deleted)
-    library.ingestor().run_once()
+    library.ingestor(encoder=Interrupted(library.encoder, delete_store)).run_once()
 
     assert library.index.version(STORE) is None
     assert await library.passages() == ()
@@ -355,10 +414,11 @@ def test_dying_database_raises(library: Library) -> None:
 _CHILD = """
 import sys
 from pathlib import Path
-from serve_app.config import EncoderConfig, IngestionConfig
+from serve_app.config import EncoderConfig, IngestionConfig, RetentionConfig
 from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from tests.knowledge.test_ingest import Folder
 
@@ -367,13 +427,14 @@ encoder = load_encoder(EncoderConfig(backend="openvino", batch_size=8))
 index = IndexWriter(root / "vectors", encoder.dimensions)
 config = IngestionConfig(lease_s=1000, poll_interval_s=1, max_attempts=9, max_file_characters=10**6)
 database = open_database(f"sqlite:///{root / 'rayconteur.db'}")
-ingestor = Ingestor(database, Folder(root / "files"), encoder, index, config)
+versions = Versions(database, index, RetentionConfig())
+ingestor = Ingestor(database, Folder(root / "files"), encoder, index, versions, config)
 
 def halt(*_):
     print("here", flush=True)
     sys.stdin.read()
 
-ingestor._complete = halt  # the index is written, the database is not
+versions.record = halt  # the index is written, the database is not
 ingestor.run_once()
 """
 

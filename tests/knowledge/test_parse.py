@@ -249,8 +249,8 @@ def test_deeply_nested_html_loses_its_structure_but_no_words(path: Path) -> None
 
 
 def test_pdf_is_read_page_by_page(path: Path) -> None:
-    assert extract(path, PDF, pdf("First page.", "", "Third page.")) == "First page.\n\nThird page."
-    assert extract(path, PDF, pdf(*["Some words here."] * 9), 20) == "Some words here.\n\nSo"
+    assert extract(path, PDF, pdf("First page.", "", "Third page.")) == "First page.\f\n\n\f\n\nThird page."
+    assert extract(path, PDF, pdf(*["Some words here."] * 9), 21) == "Some words here.\f\n\nSo"
 
 
 def test_pdf_with_an_empty_password_is_read(path: Path) -> None:

@@ -86,5 +86,5 @@ def serving(folder: Path) -> Iterator[Application]:
             raise RuntimeError((folder / "serve.log").read_text())
         yield application
     finally:
-        started.send_signal(signal.SIGINT)
+        started.send_signal(signal.SIGTERM)
         started.wait(120)

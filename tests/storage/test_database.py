@@ -23,7 +23,6 @@ def add_store(database: Database, name: str = "store", active_at: int = 0) -> No
                 metadata={},
                 encoder="",
                 chunking_strategy={},
-                table_version=0,
                 created_at=0,
                 last_active_at=active_at,
             )

@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from serve_app.errors import InternalError
 
-NEWEST = "0002"
+NEWEST = "0004"
 """The revision that `schema.py` describes. Here so that a current database is recognised without importing Alembic."""
 
 LOCK_KEY = 0x52_41_59_43  # PostgreSQL's advisory lock: any number, the same in every process
@@ -31,19 +31,21 @@ def is_current(connection: Connection) -> bool:
     return _has_newest_schema(connection)
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade(engine: Engine, revision: str = "head") -> None:
     """Bring the database to the newest schema, in one transaction, while other processes that want to do the same wait.
+
+    Or an empty one to an older `revision`, for rows of that time.
 
     Raises `InternalError` if the database has a revision that is not known here.
     """
     with _upgrading:
         if engine.dialect.name == "sqlite":
-            _upgrade_sqlite(engine)
+            _upgrade_sqlite(engine, revision)
         else:
-            _upgrade_postgresql(engine)
+            _upgrade_postgresql(engine, revision)
 
 
-def _upgrade_sqlite(engine: Engine) -> None:
+def _upgrade_sqlite(engine: Engine, revision: str) -> None:
     folder = Path(cast(str, engine.url.database)).parent
     with _folder_lock(folder), engine.connect() as connection:
         driver = connection.connection
@@ -52,7 +54,7 @@ def _upgrade_sqlite(engine: Engine) -> None:
         _pragma(driver, "foreign_keys=OFF")
         try:
             with connection.begin():
-                _run_missing_steps(connection)
+                _run_missing_steps(connection, revision)
         finally:
             _pragma(driver, "foreign_keys=ON")
 
@@ -74,13 +76,13 @@ def _pragma(driver: DBAPIConnection, setting: str) -> None:
     cursor.close()
 
 
-def _upgrade_postgresql(engine: Engine) -> None:
+def _upgrade_postgresql(engine: Engine, revision: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
-        _run_missing_steps(connection)
+        _run_missing_steps(connection, revision)
 
 
-def _run_missing_steps(connection: Connection) -> None:
+def _run_missing_steps(connection: Connection, revision: str) -> None:
     if _has_newest_schema(connection):
         return
     # Imported only where there is something to do, because of the memory it takes.
@@ -92,7 +94,7 @@ def _run_missing_steps(connection: Connection) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
     except CommandError as error:
         raise InternalError("The database was written by a newer version of Rayconteur: run that one.") from error
 

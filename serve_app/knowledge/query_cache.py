@@ -1,0 +1,63 @@
+"""`CachedEmbedder`: the vectors of queries that were asked lately, in a gateway, so that they need no second hop."""
+
+import asyncio
+import contextvars
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from cachetools import LRUCache
+
+from serve_app.metrics import NO_METRICS, QUERY_CACHE_HITS, QUERY_CACHE_MISSES, Metrics, Tally
+from serve_app.parts import Embedder
+from serve_app.types import FloatMatrix, FloatVector
+
+
+class CachedEmbedder:
+    """Keeps the `max_queries` vectors that were used last. For one event loop."""
+
+    def __init__(
+        self, embedder: Embedder, max_queries: int, tallies: Counter[Tally], metrics: Metrics = NO_METRICS
+    ) -> None:
+        self._embedder = embedder
+        self._vectors: LRUCache[bytes, FloatVector] = LRUCache(max_queries)
+        self._pending: dict[str, asyncio.Task[dict[str, FloatVector]]] = {}
+        self._tallies = tallies
+        self._metrics = metrics
+
+    async def embed(self, texts: Sequence[str], store_ids: Sequence[str]) -> FloatMatrix:
+        known = {text: vector for text in texts if (vector := self._vectors.get(_key(text))) is not None}
+        unknown = [text for text in dict.fromkeys(texts) if text not in known]
+        missed = [text for text in unknown if text not in self._pending]
+        self._count(store_ids, hits=len(texts) - len(missed), misses=len(missed))
+        if missed:
+            # In an empty context Ray Serve takes the call for nobody's: others wait for it, whoever cancels.
+            task = asyncio.create_task(self._compute(missed), context=contextvars.Context())
+            self._pending |= dict.fromkeys(missed, task)
+        for computed in await asyncio.gather(*(asyncio.shield(self._pending[text]) for text in unknown)):
+            known |= computed
+        return np.stack([known[text] for text in texts])
+
+    async def _compute(self, texts: list[str]) -> dict[str, FloatVector]:
+        try:
+            matrix = await self._embedder.embed(texts)
+            # Copies, or one vector would keep the whole batch in memory.
+            vectors = {text: row.copy() for text, row in zip(texts, matrix, strict=True)}
+            self._vectors.update((_key(text), vector) for text, vector in vectors.items())
+            return vectors
+        finally:
+            for text in texts:
+                del self._pending[text]
+
+    def _count(self, store_ids: Sequence[str], *, hits: int, misses: int) -> None:
+        self._metrics.add(QUERY_CACHE_HITS, hits)
+        self._metrics.add(QUERY_CACHE_MISSES, misses)
+        for store_id in set(store_ids):
+            self._tallies[Tally(store_id, "query_cache_hit")] += hits
+            self._tallies[Tally(store_id, "query_cache_miss")] += misses
+
+
+def _key(text: str) -> bytes:
+    # A query may be 32,768 characters long, and thousands are kept.
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

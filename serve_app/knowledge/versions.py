@@ -1,0 +1,176 @@
+"""`Versions`: what a store answered and when, and the changes of a store that are not ingestion.
+
+Each commit that changes what can be found is a version of the store: a row of `store_versions`, and a tag that keeps
+LanceDB's table as it was. A version is kept while it is among the newest, young enough, or pinned.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
+
+from serve_app.config import RetentionConfig
+from serve_app.knowledge.history import expired, is_found, next_version, version_row
+from serve_app.knowledge.index import IndexedFile, IndexWriter
+from serve_app.storage.database import Database
+from serve_app.storage.schema import files, store_versions, vector_store_files, vector_stores
+from serve_app.types import AttributeChange, Json, StoreFileRef, StoreVersionRef, now_s
+
+_file = vector_store_files.c
+
+
+class Versions:
+    """Changes stores, and records what becomes of them. For the one process that writes the index."""
+
+    def __init__(self, database: Database, index: IndexWriter, retention: RetentionConfig) -> None:
+        self._database = database
+        self._index = index
+        self._retention = retention
+
+    def remove_file(self, ref: StoreFileRef) -> None:
+        """After the return no search of the newest version finds the file."""
+        with self._index.lock:
+            if not self._index.remove_file(ref.store_id, ref.file_id):
+                return
+            with self._database.write() as connection:
+                version = next_version(connection, ref.store_id)
+                connection.execute(
+                    update(vector_store_files)
+                    .where(_file.store_id == ref.store_id, _file.file_id == ref.file_id)
+                    .values(until_version=version)
+                )
+                self.record(connection, ref.store_id, version)
+
+    def update_attributes(self, change: AttributeChange) -> None:
+        with self._index.lock:
+            if self._index.update_attributes(change):
+                with self._database.write() as connection:
+                    self.record(connection, change.store_id, next_version(connection, change.store_id))
+
+    def roll_back(self, ref: StoreVersionRef) -> int:
+        """Make the store what it was at a version that is kept: that is a new version, which is returned.
+
+        What is being ingested is cancelled. Files that have been deleted since do not come back. Raises `NotFound` if
+        the version is not kept.
+        """
+        with self._index.lock:
+            with self._database.read() as connection:
+                wanted = version_row(connection, ref.store_id, ref.version)
+            self._index.restore(ref.store_id, wanted["table_version"])
+            restored = {each.file_id: each for each in self._index.files(ref.store_id)}
+            with self._database.write() as connection:
+                alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
+                uploaded = set(connection.execute(select(files.c.id).where(alive)).scalars())
+                for file_id in restored.keys() - uploaded:
+                    self._index.remove_file(ref.store_id, file_id)
+                version = next_version(connection, ref.store_id)
+                _set_found(
+                    connection, ref.store_id, version, {id_: restored[id_] for id_ in restored.keys() & uploaded}
+                )
+                self.record(connection, ref.store_id, version)
+        return version
+
+    def record(self, connection: Connection, store_id: str, version: int) -> None:
+        """The table as it is now, as a version of its store; those that are not to be kept any more go.
+
+        For whoever has just committed, and still holds the index's lock.
+        """
+        table_version, passages = self._index.tag(store_id, version)
+        found = select(func.count()).where(_file.store_id == store_id, is_found())
+        row = {
+            "store_id": store_id,
+            "version": version,
+            "table_version": table_version,
+            "created_at": time.time(),
+            "files": connection.execute(found).scalar_one(),
+            "passages": passages,
+            "pinned": False,
+        }
+        connection.execute(insert(store_versions).values(row))
+        _, gone = self._expire(connection, store_id)
+        self._index.let_go(store_id, gone)
+
+    def enforce_retention(self) -> None:
+        """Let go of what is not to be kept any more, in every store."""
+        with self._database.read() as connection:
+            store_ids = connection.execute(select(store_versions.c.store_id).distinct()).scalars().all()
+        for store_id in store_ids:
+            with self._index.lock:
+                with self._database.write() as connection:
+                    kept, _ = self._expire(connection, store_id)
+                self._index.keep_only(store_id, kept)
+
+    def _expire(self, connection: Connection, store_id: str) -> tuple[set[int], set[int]]:
+        """Returns the versions that are kept, and those that no longer are."""
+        query = select(vector_stores.c.retention).where(vector_stores.c.id == store_id)
+        own = connection.execute(query).scalar()
+        retention = self._retention.model_copy(update=own or {})
+        of_store = select(store_versions).where(store_versions.c.store_id == store_id)
+        # Locked, or PostgreSQL could pin one that is just being let go.
+        query = of_store.order_by(store_versions.c.version.desc()).with_for_update()
+        rows = connection.execute(query).mappings().all()
+        gone = expired(rows, retention, time.time())
+        if gone:
+            connection.execute(
+                delete(store_versions).where(store_versions.c.store_id == store_id, store_versions.c.version.in_(gone))
+            )
+        return {row["version"] for row in rows} - gone, gone
+
+
+def _set_found(connection: Connection, store_id: str, version: int, found: Mapping[str, IndexedFile]) -> None:
+    """Make the rows of a store's files say that exactly these are found, from `version` on where they were not."""
+    of_store = _file.store_id == store_id
+    connection.execute(
+        update(vector_store_files)
+        .where(of_store, _file.status == "in_progress")
+        .values(status="cancelled", fence=_file.fence + 1, lease_until=0.0)
+    )
+    rows = connection.execute(select(vector_store_files).where(of_store)).mappings().all()
+    lost = [
+        row["file_id"]
+        for row in rows
+        if row["status"] == "completed"
+        and row["until_version"] is None
+        and (row["same_as"] or row["file_id"]) not in found
+    ]
+    _update_each(connection, store_id, [{"file": file_id, "until_version": version} for file_id in lost])
+
+    back = [found[row["file_id"]] for row in rows if row["file_id"] in found]
+    values = {"status": "completed", "until_version": None, "same_as": None}
+    _update_each(
+        connection, store_id, [{"file": each.file_id, "attributes": each.attributes, **values} for each in back]
+    )
+    removed = found.keys() - {row["file_id"] for row in rows}
+    if removed:
+        query = select(vector_stores.c.chunking_strategy).where(vector_stores.c.id == store_id)
+        strategy = connection.execute(query).scalar_one()
+        connection.execute(
+            insert(vector_store_files),
+            [_row(store_id, found[file_id], strategy, version) for file_id in sorted(removed)],
+        )
+
+
+def _update_each(connection: Connection, store_id: str, changes: Sequence[Json]) -> None:
+    if changes:
+        one = update(vector_store_files).where(_file.store_id == store_id, _file.file_id == bindparam("file"))
+        connection.execute(one, changes)
+
+
+def _row(store_id: str, file: IndexedFile, chunking_strategy: Json, version: int) -> Json:
+    return {
+        "store_id": store_id,
+        "file_id": file.file_id,
+        "key": file.key,
+        "version": file.version,
+        "since_version": version,
+        "status": "completed",
+        "attributes": file.attributes,
+        "chunking_strategy": chunking_strategy,
+        "usage_bytes": file.size_bytes,
+        "passages": file.passages,
+        "created_at": now_s(),
+        "completed_at": time.time(),
+        "fence": 0,
+        "lease_until": 0.0,
+        "attempts": 0,
+    }
