@@ -7,13 +7,12 @@ times. Chroma is measured beside it, at 100,000 passages, if it is installed, wh
 import argparse
 import asyncio
 import contextlib
+import importlib
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -166,7 +165,7 @@ async def lancedb_search(folder: Path, store_id: str, vectors: FloatMatrix) -> S
     columns = ["passage_id", "file_id", "filename", "text", "start", "attributes", "_distance"]
 
     async def find(question: int) -> list[str]:
-        query = table.query().nearest_to(vectors[question]).distance_type("cosine").nprobes(40).refine_factor(4)
+        query = table.query().nearest_to(vectors[question]).distance_type("cosine").nprobes(60).refine_factor(4)
         found = await query.limit(K).select(columns).to_list()
         return [row["passage_id"] for row in found]
 
@@ -175,10 +174,11 @@ async def lancedb_search(folder: Path, store_id: str, vectors: FloatMatrix) -> S
 
 def measure_chroma(folder: Path) -> None:
     """Print the time and recall of the search of one percent in Chroma, if it can be imported."""
-    if not find_spec("chromadb"):
+    try:
+        chromadb = importlib.import_module("chromadb")
+    except ImportError:
         print("\nChroma is not installed.")
         return
-    chromadb: Any = import_module("chromadb")
     client = chromadb.PersistentClient(str(folder / "chroma"))
     collection = client.create_collection(
         "passages", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None

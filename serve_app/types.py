@@ -177,7 +177,7 @@ class Optimization:
     duplicates_removed: int = 0
     fragments: tuple[int, int] = (0, 0)
     size_bytes: tuple[int, int] = (0, 0)
-    """On disk. Versions of the last hour stay, so that this can grow at first."""
+    """On disk. Versions of the last two minutes stay, so that this can grow at first."""
     search_ms: tuple[float, float] = (0.0, 0.0)
     """Median of a vector search for the 10 nearest."""
     elapsed_ms: float = 0.0

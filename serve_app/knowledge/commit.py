@@ -14,9 +14,11 @@ from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait
 _ROWS_OF_A_FRAGMENT = 32
 """A row's address is its fragment's number and, in the lower 32 bits, its place there."""
 
+is_conflict = retry_if_exception_message(match=r"(?s).*(Retryable commit conflict|Commit conflict)")
+
 # Whoever commits first wins; the other looks at the table again.
 retry_conflicts = retry(
-    retry=retry_if_exception_message(match=r"(?s).*(Retryable commit conflict|Commit conflict)"),
+    retry=is_conflict,
     wait=wait_random_exponential(multiplier=0.05, max=2),
     stop=stop_after_attempt(10),
     reraise=True,

@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 _MIN_INDEXED_ROWS = 5_000
 """Below, every row is compared: 2,000 take 6 ms either way, 10,000 take 16 ms, and through the index 6."""
+_MAX_INDEXED_ATTRIBUTES = 32
+"""Of a store: each index takes maintenance some 20 ms. A filter on another attribute reads its whole column."""
 _TAG = re.compile(r"v([0-9]+)")
 
 
@@ -260,6 +262,7 @@ class IndexWriter:
             if table is not None and versions:
                 for tag in {f"v{version}" for version in versions} & table.tags.list().keys():
                     table.tags.delete(tag)
+                self._rota.changed(store_id, 0)
 
     def keep_only(self, store_id: str, versions: Collection[int]) -> None:
         """Let go of all others, those included that a crash has left."""
@@ -392,7 +395,7 @@ def _indices(table: Any) -> dict[str, Any]:
     if table.count_rows() >= _MIN_INDEXED_ROWS:
         # With four bits a dimension, 20 candidates hold more of the nearest 10 than 100 do with one.
         indices["vector"] = IvfRq(distance_type="cosine", num_bits=4)
-        for column in attribute_columns(table.schema):
+        for column in attribute_columns(table.schema)[:_MAX_INDEXED_ATTRIBUTES]:
             indices[column] = Bitmap() if column.startswith("b_") else BTree()
     return indices
 

@@ -5,6 +5,7 @@ newest of them are merged as soon as they outgrow the one before: so there are f
 only O(log n) times in its life.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from tenacity import RetryCallState, retry, stop_after_attempt, wait_random_exponential
 
-from serve_app.knowledge.commit import retry_conflicts
+from serve_app.knowledge.commit import is_conflict, retry_conflicts
 from serve_app.types import IndexState, Optimization, TableState
+
+logger = logging.getLogger(__name__)
 
 KEEP_VERSIONS_FOR = timedelta(minutes=2)
 """A search that is under way, for 30 s at most, reads the version it began with. Tagged versions are kept for good."""
@@ -201,7 +205,17 @@ def _index_new_rows(table: Any, growth: float) -> None:
         dataset.optimize.optimize_indices(index_names=retrained, retrain=True)
 
 
-@retry_conflicts
+def _leave(state: RetryCallState) -> None:
+    logger.info("a store changes all the time: it is compacted later (%d attempts)", state.attempt_number)
+
+
+# A change that commits first wins over a compaction, which is then to be done again. Nothing is lost without it.
+@retry(
+    retry=is_conflict,
+    wait=wait_random_exponential(multiplier=0.05, max=2),
+    stop=stop_after_attempt(10),
+    retry_error_callback=_leave,
+)
 def _compact(table: Any, growth: float) -> None:
     """Merge the newest fragments, and make room where much was deleted."""
     dataset = table.to_lance()

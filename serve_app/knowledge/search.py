@@ -21,8 +21,8 @@ from serve_app.types import FloatVector, Json, Passage, SearchQuery
 
 _MAX_CANDIDATES = 4096
 """A search looks no deeper for results that are not near-identical."""
-_PROBES = 40
-"""Partitions of 4,000 to 8,000 rows each."""
+_PROBES = 60
+"""Of 120 partitions, as a million rows have, these hold 99.5 % of the nearest 10 sentences; 40 hold 98.6 %."""
 _MIN_REFINED = 40
 """Candidates of the index that are compared exactly: of a million passages the nearest 10 were always among them."""
 _MAX_COMPARED_ROWS = 20_000
