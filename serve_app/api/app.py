@@ -23,6 +23,7 @@ from serve_app.api import (
 from serve_app.api.context import Context
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.middleware import ApiKeys, BodyGuard, RequestScope
+from serve_app.api.sweep import sweep_expired
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import API_KEYS_ENV, AppConfig
 from serve_app.knowledge.catalog import Catalog
@@ -77,7 +78,7 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context = app.state.context
     background = [
-        asyncio.create_task(files.sweep_expired(context)),
+        asyncio.create_task(sweep_expired(context)),
         asyncio.create_task(statistics.save_tallies(context)),
     ]
     yield

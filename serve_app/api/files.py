@@ -1,10 +1,8 @@
 """`/v1/files`: documents as they were uploaded. A vector store makes them searchable."""
 
-import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field, ValidationError
@@ -16,15 +14,11 @@ from starlette.responses import FileResponse, Response
 from serve_app.api.context import Context, InContext
 from serve_app.api.errors import invalid_request
 from serve_app.api.wire import PageParameters, Wire
-from serve_app.errors import InvalidRequest, NotFound, RayconteurError
+from serve_app.errors import InvalidRequest, NotFound
 from serve_app.knowledge.parse import detect_media_type
 from serve_app.types import Json, StoreFileRef
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
-
-log = logging.getLogger(__name__)
-
-_SWEEP_EVERY_S = 600
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
@@ -127,17 +121,6 @@ async def delete_everywhere(context: Context, file_id: str) -> None:
         with suppress(NotFound):  # another call has come first
             await run_in_threadpool(context.catalog.remove_file, store_id, file_id)
     await run_in_threadpool(context.files.delete, file_id)
-
-
-async def sweep_expired(context: Context) -> NoReturn:
-    """Nobody sees a file that has expired; this also frees its bytes, and takes its passages out of the stores."""
-    while True:
-        try:
-            for file_id in await run_in_threadpool(context.files.expired_ids):
-                await delete_everywhere(context, file_id)
-        except RayconteurError as error:
-            log.warning("expired files are still here, and will be looked at again: %s", error)
-        await asyncio.sleep(_SWEEP_EVERY_S)
 
 
 async def _read_form(request: Request) -> FormData:

@@ -177,10 +177,7 @@ def update_store(store_id: str, body: UpdateStoreBody, context: InContext) -> Js
 
 @router.delete("/{store_id}")
 async def delete_store(store_id: str, context: InContext) -> Json:
-    """The row goes last, so that a call which fails halfway can be made again."""
-    await run_in_threadpool(context.catalog.stop_ingestion, store_id)
-    await context.parts.indexer.drop_store(store_id)
-    await run_in_threadpool(context.catalog.delete_store, store_id)
+    await delete_with_passages(context, store_id)
     return {"id": store_id, "object": "vector_store.deleted", "deleted": True}
 
 
@@ -331,6 +328,13 @@ async def _search(store_ids: Sequence[str], body: SearchBody, context: Context) 
         "has_more": False,
         "next_page": None,
     }
+
+
+async def delete_with_passages(context: Context, store_id: str) -> None:
+    """The row goes last, so that a call which fails halfway can be made again."""
+    await run_in_threadpool(context.catalog.stop_ingestion, store_id)
+    await context.parts.indexer.drop_store(store_id)
+    await run_in_threadpool(context.catalog.delete_store, store_id)
 
 
 async def _wake_indexer(context: Context) -> None:

@@ -103,6 +103,14 @@ class Catalog:
             if connection.execute(delete(vector_stores).where(vector_stores.c.id == store_id)).rowcount == 0:
                 raise _no_store(store_id)
 
+    def expired_for(self, seconds: float) -> list[str]:
+        """The ids of the stores that expired at least so long ago."""
+        with self._database.read() as connection:
+            # JSON null and no value are two things in SQL: which it is here depends on the database.
+            rows = connection.execute(select(vector_stores)).mappings().all()
+        latest = now_s() - seconds
+        return [row["id"] for row in rows if (expires_at := _expires_at(row)) is not None and expires_at <= latest]
+
     def require_stores(self, store_ids: Sequence[str], as_of: AsOf | None = None) -> dict[str, int | None]:
         """Are these stores there to be searched? `NotFound` or `InvalidRequest` if not; counts as a use of them.
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from serve_app.api.app import create_app
+from serve_app.api.context import Context
 from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.parts import Parts
 from serve_app.storage.database import Database, open_database
@@ -29,6 +30,7 @@ class Api:
     retriever: ScriptedRetriever
     indexer: RecordingIndexer
     part_states: dict[str, str]
+    context: Context
 
     def __post_init__(self) -> None:
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
@@ -67,13 +69,12 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 def running_api(folder: Path) -> Iterator[Api]:
     embedder, retriever, indexer = HashEmbedder(), ScriptedRetriever(), RecordingIndexer()
     part_states = {"generator": "ok", "indexer": "ok"}
-    with (
-        open_test_database(folder) as database,
-        serve(build_app(folder, database, knowledge_parts(embedder, retriever, indexer), part_states)) as url,
-    ):
-        api = Api(url, folder, database, embedder, retriever, indexer, part_states)
-        with api.openai, api.http:
-            yield api
+    with open_test_database(folder) as database:
+        app = build_app(folder, database, knowledge_parts(embedder, retriever, indexer), part_states)
+        with serve(app) as url:
+            api = Api(url, folder, database, embedder, retriever, indexer, part_states, app.state.context)
+            with api.openai, api.http:
+                yield api
 
 
 def open_test_database(folder: Path) -> closing[Database]:

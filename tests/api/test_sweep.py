@@ -1,0 +1,49 @@
+"""What has expired goes, and nothing else."""
+
+import openai
+import pytest
+from sqlalchemy import update
+
+from serve_app.api.sweep import KEEP_EXPIRED_STORES_S, sweep
+from serve_app.storage.schema import files, vector_stores
+from serve_app.types import StoreFileRef, now_s
+from tests.api.conftest import Api
+
+_DAY_S = 86_400
+
+
+async def test_expired_uploads_go_with_their_passages(api: Api) -> None:
+    kept, expired = api.upload("kept.txt"), api.upload("expired.txt")
+    store = api.openai.vector_stores.create(file_ids=[kept, expired])
+    with api.database.write() as connection:
+        connection.execute(update(files).where(files.c.id == expired).values(expires_at=now_s() - 1))
+    api.indexer.told.clear()
+
+    await sweep(api.context)
+
+    assert api.indexer.told == [StoreFileRef(store.id, expired)]
+    assert not (api.folder / "files" / expired).exists()
+    assert [each.id for each in api.openai.vector_stores.files.list(store.id)] == [kept]
+
+
+async def test_stores_that_expired_a_week_ago_go(api: Api) -> None:
+    after_a_day = {"anchor": "last_active_at", "days": 1}
+    forever = api.openai.vector_stores.create()
+    lately, long_ago = (
+        api.openai.vector_stores.create(expires_after=after_a_day)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    for store, ago_s in ((forever, 10**8), (lately, _DAY_S + 60), (long_ago, _DAY_S + KEEP_EXPIRED_STORES_S)):
+        with api.database.write() as connection:
+            changed = update(vector_stores).where(vector_stores.c.id == store.id)
+            connection.execute(changed.values(last_active_at=now_s() - ago_s))
+    api.indexer.told.clear()
+
+    await sweep(api.context)
+
+    assert api.indexer.told == [long_ago.id]
+    with pytest.raises(openai.NotFoundError):
+        api.openai.vector_stores.retrieve(long_ago.id)
+    assert api.openai.vector_stores.retrieve(lately.id).status == "expired"
+    assert api.openai.vector_stores.update(lately.id, name="used again").status == "completed"
+    assert api.openai.vector_stores.retrieve(forever.id).status == "completed"
