@@ -54,6 +54,7 @@ class Indexer:
             self._metrics,
         )
         self._backups = BackupWorker(self._database, config)
+        self._versions.undo_unrecorded()
         self._ingestor.take_over()
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")

@@ -30,6 +30,11 @@ def next_version(connection: Connection, store_id: str) -> int:
     return int(connection.execute(query).scalar() or 0) + 1
 
 
+def newest_version(connection: Connection, store_id: str) -> RowMapping | None:
+    query = select(store_versions).where(store_versions.c.store_id == store_id)
+    return connection.execute(query.order_by(store_versions.c.version.desc()).limit(1)).mappings().first()
+
+
 def version_row(connection: Connection, store_id: str, version: int, *, param: str = "version") -> RowMapping:
     query = select(store_versions).where(store_versions.c.store_id == store_id, store_versions.c.version == version)
     row = connection.execute(query).mappings().first()

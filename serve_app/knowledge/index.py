@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -53,6 +53,7 @@ _MIN_INDEXED_ROWS = 5_000
 """Below, every row is compared: 2,000 take 6 ms either way, 10,000 take 16 ms, and through the index 6."""
 _MAX_INDEXED_ATTRIBUTES = 32
 """Of a store: each index takes maintenance some 20 ms. A filter on another attribute reads its whole column."""
+_CHANGES = {"Append", "Delete", "Overwrite", "Restore", "Update"}
 _TAG = re.compile(r"v([0-9]+)")
 
 
@@ -245,6 +246,19 @@ class IndexWriter:
         """How many commits the store's table has had; None if there is no table."""
         table = self._open(store_id)
         return None if table is None else int(table.version)
+
+    def has_changed_since(self, store_id: str, table_version: int) -> bool:
+        """Whether passages came or went in any commit after that one; those of maintenance do not count."""
+        table = self._open(store_id)
+        if table is None:
+            return False
+        dataset = table.to_lance()
+        for version in range(dataset.version, table_version, -1):
+            # What has been cleaned up was not the last that a killed process did.
+            with suppress(OSError):
+                if type(dataset.read_transaction(version).operation).__name__ in _CHANGES:
+                    return True
+        return False
 
     def tag(self, store_id: str, version: int) -> tuple[int, int]:
         """Keep the table as it is now for `version` of the store. Returns the table's own version, and its rows."""

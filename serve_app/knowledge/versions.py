@@ -4,17 +4,20 @@ Each commit that changes what can be found is a version of the store: a row of `
 LanceDB's table as it was. A version is kept while it is among the newest, young enough, or pinned.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from serve_app.config import RetentionConfig
-from serve_app.knowledge.history import expired, is_found, next_version, version_row
+from serve_app.knowledge.history import expired, is_found, newest_version, next_version, version_row
 from serve_app.knowledge.index import IndexedFile, IndexWriter
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, store_versions, vector_store_files, vector_stores
 from serve_app.types import AttributeChange, Json, StoreFileRef, StoreVersionRef, now_s
+
+logger = logging.getLogger(__name__)
 
 _file = vector_store_files.c
 
@@ -69,6 +72,24 @@ class Versions:
                 )
                 self.record(connection, ref.store_id, version)
         return version
+
+    def undo_unrecorded(self) -> None:
+        """Take back what a process that was killed has committed and not recorded: nobody was told of it.
+
+        It is done again, unless it was cancelled meanwhile. To be called before anything else is changed.
+        """
+        with self._database.read() as connection:
+            store_ids = connection.execute(select(vector_stores.c.id)).scalars().all()
+        for store_id in store_ids:
+            with self._index.lock, self._database.read() as connection:
+                newest = newest_version(connection, store_id)
+                if newest is None or not self._index.has_changed_since(store_id, newest["table_version"]):
+                    continue
+                query = select(_file.file_id).where(_file.store_id == store_id, is_found(), _file.passages > 0)
+                recorded = set(connection.execute(query).scalars())
+                if {each.file_id for each in self._index.files(store_id)} != recorded:
+                    logger.warning("store %s: a commit that was not recorded is taken back", store_id)
+                    self._index.restore(store_id, newest["table_version"])
 
     def record(self, connection: Connection, store_id: str, version: int) -> None:
         """The table as it is now, as a version of its store; those that are not to be kept any more go.

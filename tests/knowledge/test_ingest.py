@@ -463,6 +463,23 @@ async def test_kill_between_the_two_commits_doubles_and_loses_nothing(library: L
         assert mine[-1].start + len(mine[-1].text) == len(text.rstrip())
 
 
+async def test_what_a_killed_indexer_did_not_record_is_taken_back(library: Library, tmp_path: Path) -> None:
+    library.add_file("file-0", "The first version.", key="document")
+    library.add_file("file-9", "Another document.")
+    library.ingestor().run_once()
+    library.add_file("file-1", "The second version.", key="document", version=2)
+    _ingest_until_killed(tmp_path)  # between the two commits
+    assert {each.file_id for each in await library.passages()} == {"file-1", "file-9"}
+    library.change("file-1", status="cancelled", fence=2)  # so that nobody will do it again
+
+    library.versions.undo_unrecorded()
+
+    assert {each.file_id for each in await library.passages()} == {"file-0", "file-9"}
+    before = library.index.version(STORE)
+    library.versions.undo_unrecorded()
+    assert library.index.version(STORE) == before
+
+
 def _ingest_until_killed(root: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _CHILD, str(root)],
