@@ -162,7 +162,9 @@ async def lancedb_search(folder: Path, store_id: str, vectors: FloatMatrix) -> S
     """The same search by LanceDB's own API, as one would write it for a single table."""
     database = await lancedb.connect_async(folder, read_consistency_interval=timedelta(0))
     table = await database.open_table(store_id)
-    columns = ["passage_id", "file_id", "filename", "text", "start", "attributes", "_distance"]
+    # What a passage is made from: all but its vector, its fence, and the columns of its attributes.
+    names = [name for name in (await table.schema()).names if name not in ("vector", "fence")]
+    columns = [*(name for name in names if not name.startswith(("s_", "n_"))), "_distance"]
 
     async def find(question: int) -> list[str]:
         query = table.query().nearest_to(vectors[question]).distance_type("cosine").nprobes(60).refine_factor(4)

@@ -36,6 +36,10 @@ _GROWTH = 2
 """A segment is merged with those after it as soon as they hold half as many rows: a million passages have about six
 segments, which cost a search 15 % (sixteen would double it)."""
 _MAX_FRAGMENT_ROWS = 2**20
+_MAX_MERGED = 0.25
+"""Of a store at a time: the versions that are kept need the disk space of what was merged as well."""
+_MIN_MERGED_ROWS = 2_000
+"""However small the store: 4 MB."""
 _MAX_DELETED = 0.1
 """Of all rows; their space is freed together, because each time the index of what remains is written anew."""
 
@@ -221,7 +225,7 @@ def _compact(table: Any, growth: float) -> None:
     dataset = table.to_lance()
     fragments = [fragment.metadata for fragment in dataset.get_fragments()]
     rows = [fragment.num_rows for fragment in fragments]
-    merged = _newest_to_merge(rows, growth)
+    merged = _newest_to_merge(rows, growth, inf if growth == inf else max(_MAX_MERGED * sum(rows), _MIN_MERGED_ROWS))
     wanted = {fragment.id for fragment in fragments[len(fragments) - merged :]} if merged > 1 else set()
     deleted = sum(fragment.num_deletions for fragment in fragments)
     if deleted > _MAX_DELETED * (deleted + sum(rows)):
@@ -235,11 +239,12 @@ def _compact(table: Any, growth: float) -> None:
         )
 
 
-def _newest_to_merge(rows: Sequence[int], growth: float) -> int:
-    """How many of the last of these, oldest first, to make one of: until the next has over `growth` times as many."""
+def _newest_to_merge(rows: Sequence[int], growth: float, most: float = inf) -> int:
+    """How many of the last of these, oldest first, to make one of, of at most `most` rows: until the next has over
+    `growth` times as many."""
     total = count = 0
     for each in reversed(rows):
-        if count > 0 and each > growth * total:
+        if count > 0 and (each > growth * total or total + each > most):
             break
         total += each
         count += 1

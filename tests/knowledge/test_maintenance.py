@@ -196,6 +196,21 @@ async def test_fragments_and_segments_stay_few_however_many_commits_there_are(tm
     assert len(await found(tmp_path, max_results=500)) == 50
 
 
+def test_no_more_than_a_quarter_of_a_store_is_moved_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_MIN_MERGED_ROWS", 0)
+    writer = IndexWriter(tmp_path, DIMENSIONS)
+    moved = []
+    for number in range(60):
+        add_many(writer, f"file-{number}", unit_vectors(number, 10), {})
+        before = fragment_rows(tmp_path)
+        writer.maintain(STORE)
+        after = fragment_rows(tmp_path)
+        moved.append(sum(rows for each, rows in before.items() if each not in after) / sum(before.values()))
+
+    assert 0 < max(moved) <= 0.25
+    assert len(after) < 20
+
+
 def test_maintenance_catches_up_with_what_came_before_it(writer: IndexWriter, tmp_path: Path) -> None:
     writer.maintain(STORE)
 
@@ -403,6 +418,10 @@ def lengths(folder: Path) -> tuple[int, int]:
     opened = table(folder)
     segments = [index.num_segments for index in opened.list_indices() if index.columns == ["text"]]
     return opened.stats()["fragment_stats"]["num_fragments"], segments[0]
+
+
+def fragment_rows(folder: Path) -> dict[int, int]:
+    return {each.fragment_id: each.count_rows() for each in table(folder).to_lance().get_fragments()}
 
 
 def deleted_rows(folder: Path) -> int:
