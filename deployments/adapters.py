@@ -22,19 +22,13 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.errors import InternalError, Overloaded, RayconteurError, Timeout, Unavailable
 from serve_app.metrics import CATALOGUE, Metric
+from serve_app.parts import Sessions
 from serve_app.types import (
-    AppendItems,
     AttributeChange,
-    CloseTurn,
-    Conversation,
     FloatMatrix,
     GenerationRequest,
     Json,
-    OpenedTurn,
-    OpenTurn,
     Optimization,
-    Page,
-    PageQuery,
     Passage,
     RerankRequest,
     Scores,
@@ -42,7 +36,6 @@ from serve_app.types import (
     StoreFileRef,
     StoreVersionRef,
     TableState,
-    WithdrawTurn,
 )
 
 RETRY_AFTER_S = 2.0
@@ -136,71 +129,13 @@ class RemoteGenerator:
             events.cancel()
 
 
-class RemoteSessions:
+def remote_sessions(handle: DeploymentHandle[Any], timeout_s: float) -> Sessions:
     """Calls about one log go to the replica that has it in memory, while that is alive (`session_id`)."""
 
-    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
-        self._handle, self._timeout_s = handle, timeout_s
+    async def run(log_id: str, method: str, *arguments: object) -> Any:
+        return await _call(handle.options(session_id=log_id).run, method, arguments, timeout_s=timeout_s)
 
-    async def create_conversation(
-        self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
-    ) -> Conversation:
-        created: Conversation = await self._to(conversation_id, "create_conversation", conversation_id, metadata, items)
-        return created
-
-    async def get_conversation(self, conversation_id: str) -> Conversation:
-        found: Conversation = await self._to(conversation_id, "get_conversation", conversation_id)
-        return found
-
-    async def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation:
-        updated: Conversation = await self._to(conversation_id, "update_conversation", conversation_id, metadata)
-        return updated
-
-    async def delete_conversation(self, conversation_id: str) -> None:
-        await self._to(conversation_id, "delete_conversation", conversation_id)
-
-    async def append_items(self, append: AppendItems) -> tuple[Json, ...]:
-        appended: tuple[Json, ...] = await self._to(append.conversation_id, "append_items", append)
-        return appended
-
-    async def list_items(self, conversation_id: str, page: PageQuery) -> Page:
-        listed: Page = await self._to(conversation_id, "list_items", conversation_id, page)
-        return listed
-
-    async def get_item(self, conversation_id: str, item_id: str) -> Json:
-        item: Json = await self._to(conversation_id, "get_item", conversation_id, item_id)
-        return item
-
-    async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
-        conversation: Conversation = await self._to(conversation_id, "delete_item", conversation_id, item_id)
-        return conversation
-
-    async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
-        log_id = turn.conversation_id or turn.response["id"]
-        opened: OpenedTurn = await self._to(log_id, "open_turn", turn)
-        return opened
-
-    async def close_turn(self, turn: CloseTurn) -> None:
-        await self._to(turn.log_id, "close_turn", turn)
-
-    async def withdraw_turn(self, turn: WithdrawTurn) -> None:
-        await self._to(turn.log_id, "withdraw_turn", turn)
-
-    async def get_response(self, response_id: str) -> Json:
-        response: Json = await self._to(response_id, "get_response", response_id)
-        return response
-
-    async def delete_response(self, response_id: str) -> None:
-        await self._to(response_id, "delete_response", response_id)
-
-    async def list_input_items(self, response_id: str, page: PageQuery) -> Page:
-        listed: Page = await self._to(response_id, "list_input_items", response_id, page)
-        return listed
-
-    # What comes back has the type of the deployment's method, which a handle does not know.
-    async def _to(self, log_id: str, method: str, *arguments: object) -> Any:
-        handle = self._handle.options(session_id=log_id)
-        return await _call(getattr(handle, method), *arguments, timeout_s=self._timeout_s)
+    return Sessions(run)
 
 
 class RayMetrics:

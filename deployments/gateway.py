@@ -15,8 +15,8 @@ from deployments.adapters import (
     RemoteIndexer,
     RemoteReranker,
     RemoteRetriever,
-    RemoteSessions,
     part_status,
+    remote_sessions,
 )
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
@@ -63,7 +63,7 @@ class Gateway:
             retriever=CountedRetriever(RemoteRetriever(handles["retriever"], timeout_s), tallies, metrics),
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
             generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
-            sessions=RemoteSessions(handles["sessions"], timeout_s),
+            sessions=remote_sessions(handles["sessions"], timeout_s),
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
             tallies=tallies,
             reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,

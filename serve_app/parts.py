@@ -7,7 +7,7 @@ the leaves of `errors.py`, and `Overloaded`, `Unavailable` or `Timeout` if the p
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from serve_app.metrics import Tally
 from serve_app.types import (
@@ -99,30 +99,77 @@ class Generator(Protocol):
         ...
 
 
-class Sessions(Protocol):
-    """The durable log of conversations and responses. What a method has returned is committed."""
+class Run(Protocol):
+    # What comes back has the type of the log's method.
+    async def __call__(self, log_id: str, method: str, *arguments: object) -> Any:
+        """Run this method of `ConversationLog`, in a process that is likely to have the log in memory."""
+        ...
+
+
+class Sessions:
+    """The durable log of conversations and responses, wherever it runs. What a method has returned is committed.
+
+    Each method is that of the same name of `conversation.log.ConversationLog`, which says what it does and raises.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     async def create_conversation(
         self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
     ) -> Conversation:
-        """Asked again with the same id, it changes nothing and returns what is there."""
-        ...
+        answered: Conversation = await self._run(
+            conversation_id, "create_conversation", conversation_id, metadata, items
+        )
+        return answered
 
-    async def get_conversation(self, conversation_id: str) -> Conversation: ...
-    async def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation: ...
-    async def delete_conversation(self, conversation_id: str) -> None: ...
+    async def get_conversation(self, conversation_id: str) -> Conversation:
+        answered: Conversation = await self._run(conversation_id, "get_conversation", conversation_id)
+        return answered
 
-    async def append_items(self, append: AppendItems) -> tuple[Json, ...]: ...
-    async def list_items(self, conversation_id: str, page: PageQuery) -> Page: ...
-    async def get_item(self, conversation_id: str, item_id: str) -> Json: ...
-    async def delete_item(self, conversation_id: str, item_id: str) -> Conversation: ...
+    async def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation:
+        answered: Conversation = await self._run(conversation_id, "update_conversation", conversation_id, metadata)
+        return answered
 
-    async def open_turn(self, turn: OpenTurn) -> OpenedTurn: ...
-    async def close_turn(self, turn: CloseTurn) -> None: ...
-    async def withdraw_turn(self, turn: WithdrawTurn) -> None: ...
-    async def get_response(self, response_id: str) -> Json: ...
-    async def delete_response(self, response_id: str) -> None: ...
-    async def list_input_items(self, response_id: str, page: PageQuery) -> Page: ...
+    async def delete_conversation(self, conversation_id: str) -> None:
+        await self._run(conversation_id, "delete_conversation", conversation_id)
+
+    async def append_items(self, append: AppendItems) -> tuple[Json, ...]:
+        answered: tuple[Json, ...] = await self._run(append.conversation_id, "append_items", append)
+        return answered
+
+    async def list_items(self, conversation_id: str, page: PageQuery) -> Page:
+        answered: Page = await self._run(conversation_id, "list_items", conversation_id, page)
+        return answered
+
+    async def get_item(self, conversation_id: str, item_id: str) -> Json:
+        answered: Json = await self._run(conversation_id, "get_item", conversation_id, item_id)
+        return answered
+
+    async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
+        answered: Conversation = await self._run(conversation_id, "delete_item", conversation_id, item_id)
+        return answered
+
+    async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
+        answered: OpenedTurn = await self._run(turn.conversation_id or turn.response["id"], "open_turn", turn)
+        return answered
+
+    async def close_turn(self, turn: CloseTurn) -> None:
+        await self._run(turn.log_id, "close_turn", turn)
+
+    async def withdraw_turn(self, turn: WithdrawTurn) -> None:
+        await self._run(turn.log_id, "withdraw_turn", turn)
+
+    async def get_response(self, response_id: str) -> Json:
+        answered: Json = await self._run(response_id, "get_response", response_id)
+        return answered
+
+    async def delete_response(self, response_id: str) -> None:
+        await self._run(response_id, "delete_response", response_id)
+
+    async def list_input_items(self, response_id: str, page: PageQuery) -> Page:
+        answered: Page = await self._run(response_id, "list_input_items", response_id, page)
+        return answered
 
 
 @dataclass(frozen=True, slots=True)

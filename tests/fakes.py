@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import numpy as np
 import orjson
@@ -12,20 +13,16 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.knowledge.query_cache import CachedEmbedder
 from serve_app.knowledge.statistics import CountedRetriever
 from serve_app.metrics import CATALOGUE, Metric, Tally
-from serve_app.parts import Parts
+from serve_app.parts import Parts, Sessions
 from serve_app.types import (
-    AppendItems,
     AttributeChange,
     CloseTurn,
-    Conversation,
     FloatMatrix,
     GenerationRequest,
     Json,
     OpenedTurn,
     OpenTurn,
     Optimization,
-    Page,
-    PageQuery,
     Passage,
     SearchQuery,
     StoreFileRef,
@@ -191,10 +188,11 @@ class Hold:
         await self.release.wait()
 
 
-class LocalSessions:
+class LocalSessions(Sessions):
     """The real log, its blocking methods on threads, as the sessions deployment runs it."""
 
     def __init__(self, log: ConversationLog, journal: Journal | None = None) -> None:
+        super().__init__(self._run_here)
         self.failure: Exception | None = None
         """Raised instead of closing a turn."""
         self.closed = threading.Event()
@@ -203,32 +201,6 @@ class LocalSessions:
         self._close_hold: Hold | None = None
         self._log = log
         self._journal = journal or Journal()
-
-    async def create_conversation(
-        self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
-    ) -> Conversation:
-        return await asyncio.to_thread(self._log.create_conversation, conversation_id, metadata, items)
-
-    async def get_conversation(self, conversation_id: str) -> Conversation:
-        return await asyncio.to_thread(self._log.get_conversation, conversation_id)
-
-    async def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation:
-        return await asyncio.to_thread(self._log.update_conversation, conversation_id, metadata)
-
-    async def delete_conversation(self, conversation_id: str) -> None:
-        await asyncio.to_thread(self._log.delete_conversation, conversation_id)
-
-    async def append_items(self, append: AppendItems) -> tuple[Json, ...]:
-        return await asyncio.to_thread(self._log.append_items, append)
-
-    async def list_items(self, conversation_id: str, page: PageQuery) -> Page:
-        return await asyncio.to_thread(self._log.list_items, conversation_id, page)
-
-    async def get_item(self, conversation_id: str, item_id: str) -> Json:
-        return await asyncio.to_thread(self._log.get_item, conversation_id, item_id)
-
-    async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
-        return await asyncio.to_thread(self._log.delete_item, conversation_id, item_id)
 
     def hold_open_turn(self) -> Hold:
         """The next question waits before it is committed."""
@@ -243,7 +215,7 @@ class LocalSessions:
     async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
         if self._open_hold:
             await self._open_hold.wait()
-        opened = await asyncio.to_thread(self._log.open_turn, turn)
+        opened = await super().open_turn(turn)
         self._journal.note("question committed")
         return opened
 
@@ -252,22 +224,17 @@ class LocalSessions:
             raise self.failure
         if self._close_hold:
             await self._close_hold.wait()
-        await asyncio.to_thread(self._log.close_turn, turn)
+        await super().close_turn(turn)
         self._journal.note(f"answer committed as {turn.response['status']}")
         self.closed.set()
 
     async def withdraw_turn(self, turn: WithdrawTurn) -> None:
-        await asyncio.to_thread(self._log.withdraw_turn, turn)
+        await super().withdraw_turn(turn)
         self._journal.note("question withdrawn")
 
-    async def get_response(self, response_id: str) -> Json:
-        return await asyncio.to_thread(self._log.get_response, response_id)
-
-    async def delete_response(self, response_id: str) -> None:
-        await asyncio.to_thread(self._log.delete_response, response_id)
-
-    async def list_input_items(self, response_id: str, page: PageQuery) -> Page:
-        return await asyncio.to_thread(self._log.list_input_items, response_id, page)
+    # What comes back has the type of the log's method.
+    async def _run_here(self, log_id: str, method: str, *arguments: object) -> Any:
+        return await asyncio.to_thread(getattr(self._log, method), *arguments)
 
 
 class FakeParts:
