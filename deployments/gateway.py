@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -20,6 +21,7 @@ from deployments.adapters import (
 )
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
+from serve_app.generation.settings import UserConfig
 from serve_app.generation.tokens import load_token_counter
 from serve_app.knowledge.query_cache import CachedEmbedder
 from serve_app.knowledge.statistics import CountedRetriever
@@ -42,6 +44,7 @@ class Gateway:
         indexer: DeploymentHandle[Any],
     ) -> None:
         self._config = config
+        self._app: FastAPI | None = None
         self._handles = {
             "sessions": sessions,
             "embedder": embedder,
@@ -69,7 +72,14 @@ class Gateway:
             reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
         )
         database = open_database(config.storage.resolved_database_url)
-        return create_app(config, parts, database, self._check_parts)
+        self._app = create_app(config, parts, database, self._check_parts)
+        return self._app
+
+    async def reconfigure(self, user_config: Any) -> None:  # whatever the YAML holds
+        """Serve calls this after the start, and with each `serve deploy` that changes the gateway's `user_config`."""
+        assert self._app is not None, "Serve has built the app before"
+        settings = self._app.state.context.settings
+        await asyncio.to_thread(settings.declare, UserConfig.model_validate(user_config))
 
     async def _check_parts(self) -> dict[str, str]:
         statuses = await asyncio.gather(*(part_status(handle) for handle in self._handles.values()))

@@ -128,8 +128,10 @@ def engine_command_line(config: GeneratorConfig, model: str) -> list[str]:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             line.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            line += [f"--{flag}", *map(str, value)]
         else:
-            line += [f"--{flag}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+            line += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return line
 
 

@@ -59,10 +59,6 @@ class GeneratorConfig(_Config):
     engine: dict[str, Any] = Field(default_factory=dict)
     """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …)."""
 
-    def default_sampling(self, name: Literal["temperature", "top_p"]) -> float:
-        """What holds where a request says nothing, as far as the YAML says it; else OpenAI's default, which is 1."""
-        return float(self.engine.get("override_generation_config", {}).get(name, 1.0))
-
 
 class EncoderConfig(_Config):
     model_id: str = "all-minilm-l6-v2"
@@ -129,8 +125,6 @@ class ApiConfig(_Config):
     """Longest time that one request may take, the whole stream included."""
     call_timeout_s: float = Field(30.0, gt=0)
     """Longest time that the gateway waits for any part but the generator."""
-    default_max_output_tokens: int = Field(512, ge=1)
-    """Where a request names no limit."""
 
 
 class BackupConfig(_Config):

@@ -139,19 +139,22 @@ class FakeGenerator:
     async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
         self._begin(request)
         try:
-            for event in self.events()[: 1 + len(self.deltas)]:
+            events = self.events(request.payload.get("n") or 1)
+            for event in events[: 1 + len(self.deltas)]:
                 yield event
             await self._end()
             # vLLM's last events often come together in one string.
-            yield "".join(self.events()[1 + len(self.deltas) :])
+            yield "".join(events[1 + len(self.deltas) :])
         finally:
             self._journal.note("generator closed")
             self.closed.set()
 
-    def events(self) -> list[str]:
-        choices: list[list[Json]] = [[self._choice({"role": "assistant", "content": ""})]]
-        choices += [[self._choice({"content": delta})] for delta in self.deltas]
-        choices += [[{**self._choice({}), "finish_reason": self.finish_reason}], []]
+    def events(self, n: int = 1) -> list[str]:
+        first = [self._choice({"role": "assistant", "content": ""})]
+        deltas = [[self._choice({"content": delta})] for delta in self.deltas]
+        last = [{**self._choice({}), "finish_reason": self.finish_reason}]
+        choices = [[{**each[0], "index": index} for index in range(n)] for each in (first, *deltas, last)]
+        choices.append([])
         chunks = [{**self._head("chat.completion.chunk"), "choices": each} for each in choices]
         chunks[-1]["usage"] = USAGE
         return [f"data: {orjson.dumps(chunk).decode()}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]

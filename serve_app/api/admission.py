@@ -14,6 +14,9 @@ ServiceTier = Literal["auto", "default", "flex", "priority"]
 PRIORITIES: dict[str, int] = {"priority": -10, "auto": 0, "default": 0, "flex": 10}
 """vLLM's priority of a service tier: lower is earlier."""
 
+SETTINGS_HEADER = "x-settings"
+"""Which revision of the settings an answer was made with, and which rules of which profile applied."""
+
 
 def require_model(context: Context, model: str | None) -> str:
     """The model's id, the configured one if none is named. Raises `NotFound` for any other."""

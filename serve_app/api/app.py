@@ -17,6 +17,7 @@ from serve_app.api import (
     health,
     models,
     responses,
+    settings,
     statistics,
     vector_stores,
 )
@@ -26,6 +27,7 @@ from serve_app.api.middleware import ApiKeys, BodyGuard, RequestScope
 from serve_app.api.sweep import sweep_expired
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import API_KEYS_ENV, AppConfig
+from serve_app.generation.settings_log import SettingsInForce, SettingsLog
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
 from serve_app.storage.database import Database
@@ -55,10 +57,12 @@ def create_app(
         catalog=Catalog(database, config.encoder.model_id),
         files=FileStore(database, config.storage.files_folder),
         backups=BackupJobs(database, config),
+        settings=SettingsInForce(SettingsLog(database)),
         check_parts=check_parts,
     )
     add_error_handlers(app)
     for resource in (
+        settings,  # before models, whose ids may hold slashes
         models,
         embeddings,
         chat_completions,
@@ -80,6 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     background = [
         asyncio.create_task(sweep_expired(context)),
         asyncio.create_task(statistics.save_tallies(context)),
+        asyncio.create_task(settings.refresh_settings(context)),
     ]
     yield
     for task in background:

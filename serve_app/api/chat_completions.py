@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, ValidationError
 from starlette.responses import Response
 
-from serve_app.api.admission import PRIORITIES, ServiceTier, build_search, require_model
+from serve_app.api.admission import PRIORITIES, SETTINGS_HEADER, ServiceTier, build_search, require_model
 from serve_app.api.context import Context, InContext
 from serve_app.api.errors import invalid_request, to_json
 from serve_app.api.sse import EventStream, while_connected
@@ -23,7 +23,8 @@ from serve_app.api.wire import FileSearchTool, Wire
 from serve_app.chat import Search, find_passages
 from serve_app.errors import InternalError, InvalidRequest, RayconteurError
 from serve_app.generation.citations import CitedText
-from serve_app.generation.prompt import add_sources, fit_passages, newest_user_text
+from serve_app.generation.prompt import add_sources, fit_passages, newest_user_text, text_of
+from serve_app.generation.settings import Applied, fill_in, has_own_beams
 from serve_app.generation.stream import before, parse_chunks, stream_before
 from serve_app.types import GenerationRequest, Json, Passage
 
@@ -43,6 +44,10 @@ class ChatCompletionBody(Wire):
     stream: bool | None = Field(default=None, strict=True)
     tools: list[dict[str, Any]] | None = None
     service_tier: ServiceTier | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    profile: str | None = None
+    no_repeat_ngram_size: int | None = Field(None, ge=0, le=64)
 
 
 _BODY_SCHEMA = {
@@ -56,27 +61,44 @@ async def create_chat_completion(request: Request, context: InContext) -> Respon
     payload = _read_body(await request.body())
     payload["model"] = require_model(context, payload.get("model"))
     tier = payload.pop("service_tier", None) or "default"
-    if "max_tokens" not in payload and "max_completion_tokens" not in payload:
-        payload["max_completion_tokens"] = context.config.api.default_max_output_tokens
     search = await _take_search(payload, context)
+    applied = _apply_settings(payload, context)
 
     deadline = asyncio.get_running_loop().time() + context.config.api.request_timeout_s
     passages: tuple[Passage, ...] | None = None
     if search:
         passages = await while_connected(request, before(deadline, _add_sources(payload, search, context)))
+    is_best_of = has_own_beams(applied.settings, payload)
+    fill_in(payload, applied.settings)
     generation = GenerationRequest(payload, request.state.request_id, PRIORITIES[tier])
+    headers = {SETTINGS_HEADER: applied.to_header()}
 
     if payload.get("stream"):
         events = stream_before(deadline, context.parts.generator.stream(generation))
+        if is_best_of:
+            events = _best_stream(events)
         if passages is not None:
             events = _cite_stream(events, passages)
         first = await while_connected(request, anext(events, DONE))
-        return EventStream(_pass_on(first, events, generation.request_id))
+        return EventStream(_pass_on(first, events, generation.request_id), headers)
     completion = await while_connected(request, before(deadline, context.parts.generator.complete(generation)))
+    if is_best_of:
+        completion["choices"] = completion["choices"][:1]
     if passages is not None:
         _cite_completion(completion, passages)
     completion["service_tier"] = "default" if tier == "auto" else tier
-    return Response(orjson.dumps(completion), media_type="application/json")
+    return Response(orjson.dumps(completion), media_type="application/json", headers=headers)
+
+
+def _apply_settings(payload: Json, context: Context) -> Applied:
+    """What the client left open. Its words for it are in the body, as vLLM's are."""
+    profile = payload.pop("profile", None)
+    max_tokens = payload.get("max_completion_tokens") or payload.get("max_tokens")
+
+    def count_prompt_tokens() -> int:
+        return sum(context.parts.count_tokens(text_of(message.get("content"))) for message in payload["messages"])
+
+    return context.settings.apply(payload["model"], profile, max_tokens, count_prompt_tokens)
 
 
 def _read_body(body: bytes) -> Json:
@@ -148,6 +170,17 @@ async def _pass_on(first: str, events: AsyncGenerator[str, None], request_id: st
             logger.exception("request %s: the stream failed", request_id)
             internal = InternalError("an internal error occurred: the server's log has the details")
             yield _event(to_json(internal)) + DONE
+
+
+async def _best_stream(events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The stream without the beams that are not the best, for a client that did not ask for them."""
+    async with aclosing(events):
+        async for event in events:
+            for chunk in parse_chunks(event):
+                best = [choice for choice in chunk["choices"] if choice["index"] == 0]
+                if best or not chunk["choices"]:
+                    yield _event({**chunk, "choices": best})
+    yield DONE
 
 
 async def _cite_stream(events: AsyncGenerator[str, None], passages: Sequence[Passage]) -> AsyncGenerator[str, None]:

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import AppConfig
+from serve_app.generation.settings_log import SettingsInForce
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
 from serve_app.storage.database import Database
@@ -22,6 +23,7 @@ class Context:
     catalog: Catalog
     files: FileStore
     backups: BackupJobs
+    settings: SettingsInForce
     check_parts: Callable[[], Awaitable[dict[str, str]]]
     """The name of each part, with `ok` or with what is wrong."""
 

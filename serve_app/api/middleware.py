@@ -23,6 +23,9 @@ from serve_app.errors import InternalError, InvalidRequest, RayconteurError, Una
 
 log = logging.getLogger(__name__)
 
+ANONYMOUS = "anonymous"
+"""The caller where no keys are set."""
+
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _MAX_BODY_BYTES = 10 * 2**20
 _MULTIPART_FRAMING_BYTES = 64 * 2**10
@@ -70,7 +73,7 @@ class RequestScope:
 
 
 class ApiKeys:
-    """Every path under /v1 needs one of the keys, if there are any."""
+    """Every path under /v1 needs one of the keys, if there are any. The state's `caller` names it by its digest."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self.app = app
@@ -78,17 +81,20 @@ class ApiKeys:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and get_route_path(scope).startswith("/v1"):
-            self._check(Headers(scope=scope).get("authorization", ""))
+        if scope["type"] == "http":
+            is_checked = self._digests and get_route_path(scope).startswith("/v1")
+            given = Headers(scope=scope).get("authorization", "")
+            scope["state"]["caller"] = self._name(given) if is_checked else ANONYMOUS
         await self.app(scope, receive, send)
 
-    def _check(self, authorization: str) -> None:
+    def _name(self, authorization: str) -> str:
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise Unauthorized("This server needs an API key: send `Authorization: Bearer KEY`", code="missing_api_key")
         digest = hashlib.sha256(key.strip().encode()).digest()
         if not any(hmac.compare_digest(digest, known) for known in self._digests):
             raise Unauthorized("This API key is not known here", code="invalid_api_key")
+        return f"key {digest.hex()[:8]}"
 
 
 class BodyGuard:

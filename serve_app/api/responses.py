@@ -1,6 +1,6 @@
 """`/v1/responses`: questions, each answered by `chat.reply`, and the stored answers."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -15,9 +15,9 @@ from serve_app.api.response_events import EventEncoder
 from serve_app.api.sse import EventStream, while_connected
 from serve_app.api.wire import FileSearchTool, Metadata, PageParameters, Wire
 from serve_app.chat import AnswerStarted, Event, Finished, Turn, reply
-from serve_app.config import GeneratorConfig
 from serve_app.errors import InvalidRequest
-from serve_app.generation.prompt import newest_user_text
+from serve_app.generation.prompt import newest_user_text, text_of
+from serve_app.generation.settings import Applied, Settings, fill_in
 from serve_app.types import Json, OpenTurn, new_id, now_s
 
 router = APIRouter(tags=["responses"])
@@ -81,6 +81,7 @@ class CreateResponse(Wire):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    profile: str | None = None
 
 
 @router.post("/v1/responses", response_model=None)
@@ -143,9 +144,10 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
     tool = _chosen_tool(body)
     if tool and not newest_user_text(input_items):
         raise InvalidRequest("'input' has no user message, and file_search has nothing to look for", param="input")
+    applied = _apply_settings(body, model, input_items, context)
     return Turn(
         opening=OpenTurn(
-            response=_build_response(body, model, conversation_id, context.config.generator),
+            response=_build_response(body, model, conversation_id, applied),
             input_items=input_items,
             conversation_id=conversation_id,
             previous_response_id=body.previous_response_id,
@@ -153,7 +155,7 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
             idempotency_key=idempotency_key,
             max_history_items=context.config.sessions.max_history_items,
         ),
-        sampling=_build_sampling(body, model, context.config.api.default_max_output_tokens),
+        sampling=_build_sampling(body, model, applied.settings),
         request_id=request_id,
         search=await build_search(context, tool, with_results=RESULTS in (body.include or ())) if tool else None,
         priority=PRIORITIES[body.service_tier or "default"],
@@ -207,9 +209,21 @@ def _chosen_tool(body: CreateResponse) -> FileSearchTool | None:
     return None if kind == "none" else chosen
 
 
-def _build_sampling(body: CreateResponse, model: str, default_max_output_tokens: int) -> Json:
-    """For the model. What is not said is left to the model's own defaults."""
-    sampling: Json = {"model": model, "max_completion_tokens": body.max_output_tokens or default_max_output_tokens}
+def _apply_settings(body: CreateResponse, model: str, input_items: Sequence[Json], context: Context) -> Applied:
+    """What the client left open. The prompt's length is that of what it sent: the history is not read yet."""
+
+    def count_prompt_tokens() -> int:
+        texts = [body.instructions or "", *(text_of(item["content"]) for item in input_items)]
+        return sum(map(context.parts.count_tokens, texts))
+
+    return context.settings.apply(model, body.profile, body.max_output_tokens, count_prompt_tokens)
+
+
+def _build_sampling(body: CreateResponse, model: str, settings: Settings) -> Json:
+    """For the model. What neither the client nor the settings say is left to the model's own defaults."""
+    sampling: Json = {"model": model}
+    if body.max_output_tokens is not None:
+        sampling["max_completion_tokens"] = body.max_output_tokens
     if body.temperature is not None:
         sampling["temperature"] = body.temperature
     if body.top_p is not None:
@@ -224,10 +238,11 @@ def _build_sampling(body: CreateResponse, model: str, default_max_output_tokens:
             "type": "json_schema",
             "json_schema": {"name": text_format.name or "answer", "schema": text_format.json_schema},
         }
+    fill_in(sampling, settings)
     return sampling
 
 
-def _build_response(body: CreateResponse, model: str, conversation_id: str | None, generator: GeneratorConfig) -> Json:
+def _build_response(body: CreateResponse, model: str, conversation_id: str | None, applied: Applied) -> Json:
     """The response object as it is before there is an answer, with every field that OpenAI's has."""
     text_format = (body.text and body.text.format) or TextFormat()
     return {
@@ -252,12 +267,13 @@ def _build_response(body: CreateResponse, model: str, conversation_id: str | Non
         "safety_identifier": body.safety_identifier,
         "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
         "store": body.store is not False,
-        "temperature": generator.default_sampling("temperature") if body.temperature is None else body.temperature,
+        "settings": applied.to_json(),
+        "temperature": _first(body.temperature, applied.settings.temperature, 1.0),
         "text": {"format": text_format.model_dump(by_alias=True, exclude_none=True)},
         "tool_choice": body.tool_choice or "auto",
         "tools": [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
         "top_logprobs": 0,
-        "top_p": generator.default_sampling("top_p") if body.top_p is None else body.top_p,
+        "top_p": _first(body.top_p, applied.settings.top_p, 1.0),
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "truncation": body.truncation or "disabled",
@@ -265,3 +281,8 @@ def _build_response(body: CreateResponse, model: str, conversation_id: str | Non
         "user": body.user,
         "metadata": body.metadata or {},
     }
+
+
+def _first(*values: float | None) -> float:
+    """The first that is given; the last is OpenAI's default."""
+    return next(value for value in values if value is not None)

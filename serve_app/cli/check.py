@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from serve_app.cli.terminal import err, fail, out
 from serve_app.config import AppConfig
+from serve_app.generation.settings import UserConfig
 from serve_app.types import Json
 
 IMPORT_PATH = "deployments.app:build_app"
+GATEWAY = "Gateway"
 
 # Ray's own schema, in a process of its own: only deployments/ imports Ray.
 _RAY_CHECK = """
@@ -94,6 +96,11 @@ def app_problems(wanted: Json) -> list[Problem]:
             AppConfig.model_validate(args)
         except ValidationError as error:
             problems += [Problem([*location, *each["loc"]], each["msg"]) for each in error.errors()]
+    for location, user_config in _our_user_configs(wanted):
+        try:
+            UserConfig.model_validate(user_config)
+        except ValidationError as error:
+            problems += [Problem([*location, *each["loc"]], each["msg"]) for each in error.errors()]
     return problems
 
 
@@ -113,6 +120,15 @@ def _our_args(wanted: Json) -> list[tuple[Location, Any]]:
         (["applications", index, "args"], application.get("args") or {})
         for index, application in enumerate(wanted["applications"])
         if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH
+    ]
+
+
+def _our_user_configs(wanted: Json) -> list[tuple[Location, Any]]:
+    return [
+        ([*location[:2], "deployments", index, "user_config"], deployment.get("user_config") or {})
+        for location, _ in _our_args(wanted)
+        for index, deployment in enumerate(wanted["applications"][location[1]].get("deployments") or [])
+        if isinstance(deployment, dict) and deployment.get("name") == GATEWAY
     ]
 
 

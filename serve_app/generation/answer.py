@@ -62,6 +62,8 @@ class Answer:
         if usage := chunk.get("usage"):
             self._usage = build_usage(usage)
         for choice in chunk["choices"]:
+            if choice["index"]:  # of a beam search the best is the first
+                continue
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
             # A model may write NUL, which PostgreSQL cannot store.
             if delta := (choice["delta"].get("content") or "").replace("\x00", ""):

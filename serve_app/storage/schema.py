@@ -180,3 +180,14 @@ backup_jobs = Table(
     Column("lease_until", Float, nullable=False),
     Index("backup_jobs_by_status", "status", "created_at"),
 )
+
+# The settings of each generating model: one row for each change, and none is ever changed.
+model_settings = Table(
+    "model_settings",
+    metadata,
+    Column("model_id", String(255), primary_key=True),
+    Column("revision", Integer, primary_key=True),  # 1, 2, …
+    Column("settings", JSON, nullable=False),  # only what is set
+    Column("author", String(80), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)

@@ -21,6 +21,9 @@ class _Placed:
         assert os.environ.get("CUDA_VISIBLE_DEVICES", "") == ",".join(gpus)
         return {"node": context.get_node_id(), "gpus": ",".join(gpus)}
 
+    def reconfigure(self, user_config: Any) -> None:
+        """Serve asks for it where the YAML has a `user_config`."""
+
     async def __call__(self) -> dict[str, dict[str, str]]:
         return {name: await handle.placement.remote() for name, handle in self._handles.items()}
 
