@@ -129,6 +129,8 @@ class ApiConfig(_Config):
     """Longest time that one request may take, the whole stream included."""
     call_timeout_s: float = Field(30.0, gt=0)
     """Longest time that the gateway waits for any part but the generator."""
+    max_background_responses: int = Field(8, ge=1)
+    """Background responses that one gateway replica works on at once; the others are queued."""
     default_max_output_tokens: int = Field(512, ge=1)
     """Where a request names no limit."""
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from serve_app.background import BackgroundResponses
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import AppConfig
 from serve_app.knowledge.catalog import Catalog
@@ -22,8 +23,11 @@ class Context:
     catalog: Catalog
     files: FileStore
     backups: BackupJobs
+    background: BackgroundResponses
     check_parts: Callable[[], Awaitable[dict[str, str]]]
     """The name of each part, with `ok` or with what is wrong."""
+    runner_id: str
+    """Of this process, as the other ones know it."""
 
 
 # Both are async, or FastAPI would send each call through its thread pool.

@@ -19,7 +19,7 @@ from openai.types.responses import (
 )
 from pydantic import TypeAdapter
 
-from serve_app.errors import InvalidRequest, Overloaded, Unavailable
+from serve_app.errors import InternalError, InvalidRequest, Overloaded
 from serve_app.types import Json, new_id
 from tests.api.chat_app import MODEL, ChatApp, running_chat
 from tests.fakes import build_passage
@@ -336,7 +336,7 @@ def test_an_answer_at_its_limit_ends_the_stream_as_incomplete(app: ChatApp) -> N
 
 
 def test_a_failure_in_mid_stream_is_an_error_event_and_a_failed_response(app: ChatApp) -> None:
-    app.fakes.generator.failure = Unavailable("the model is gone")
+    app.fakes.generator.failure = InternalError("the model is gone")
 
     *_, error, last = app.openai.responses.create(input="Hi", stream=True)
 
@@ -504,7 +504,7 @@ def test_a_finished_response_cannot_be_cancelled(app: ChatApp) -> None:
         ({"input": "x", "tool_choice": "required"}, "tool_choice"),
         ({"input": "x", "previous_response_id": "resp_1", "conversation": "conv_1"}, "previous_response_id"),
         ({"input": "x", "include": ["reasoning.encrypted_content"]}, "include"),
-        ({"input": "x", "background": True}, "background"),
+        ({"input": "x", "background": True, "store": False}, "background"),
         ({"input": "x", "temperature": 2.5}, "temperature"),
         ({"input": "x", "top_p": -1}, "top_p"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
