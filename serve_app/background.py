@@ -57,7 +57,7 @@ class BackgroundResponses:
     """The background responses, as seen from one gateway."""
 
     def __init__(self, parts: Parts, config: AppConfig, database: Database) -> None:
-        self._parts, self._config = parts, config
+        self.parts, self._config = parts, config
         self._jobs = ResponseJobs(database)
         self._has_work = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -66,32 +66,32 @@ class BackgroundResponses:
     async def queue(self, turn: Turn) -> Json:
         """Commit the question with its job. Returns the response as it stands; asked again, as it stands by then."""
         job: Json = _TURN.dump_python(turn, mode="json")
-        opened = await self._parts.sessions.open_turn(replace(turn.opening, job=job))
+        opened = await self.parts.sessions.open_turn(replace(turn.opening, job=job))
         self._has_work.set()
         return opened.finished or {**turn.opening.response, "status": "queued"}
 
     async def follow(self, response_id: str) -> AsyncGenerator[Event, None]:
         """The events of any stored response, the past ones first. Raises `NotFound` if it is deleted meanwhile."""
-        recorded = await self._parts.sessions.get_recorded(response_id)
+        recorded = await self.parts.sessions.get_recorded(response_id)
         given = 0
         if recorded.has_job:
             async with aclosing(self._follow_journal(response_id, recorded.response)) as events:
                 async for event in events:
                     given += 1
                     yield event
-            recorded = await self._parts.sessions.get_recorded(response_id)
+            recorded = await self.parts.sessions.get_recorded(response_id)
         while not recorded.has_ended:
             # Another request's client still gets it, or has just left it.
             await asyncio.sleep(JOURNAL_EVERY_S)
-            recorded = await self._parts.sessions.get_recorded(response_id)
-        events = list(replay(recorded.response, recorded.recording))
-        for event in events[given:] or events[-1:]:
+            recorded = await self.parts.sessions.get_recorded(response_id)
+        whole = list(replay(recorded.response, recorded.recording))
+        for event in whole[given:] or whole[-1:]:
             yield event
 
     async def cancel(self, response_id: str) -> Json:
         """The response, which has ended then. Raises `InvalidRequest` if it is none of the background."""
         while True:
-            recorded = await self._parts.sessions.get_recorded(response_id)
+            recorded = await self.parts.sessions.get_recorded(response_id)
             if not recorded.response.get("background"):
                 raise InvalidRequest(
                     "Only a response made with 'background' can be cancelled; to end another one, close its connection",
@@ -171,7 +171,7 @@ class BackgroundResponses:
 
     async def _answer(self, turn: Turn, job: ResponseJob, answer: Answer, journal: "_Journal") -> None:
         """Run it to its end, or until the job is not ours any more."""
-        answering = asyncio.create_task(journal.collect(reply(turn, self._parts, self._config, answer)))
+        answering = asyncio.create_task(journal.collect(reply(turn, self.parts, self._config, answer)))
         writing = asyncio.create_task(self._write(job, journal))
         try:
             done, _ = await asyncio.wait((answering, writing), return_when=asyncio.FIRST_COMPLETED)
@@ -214,7 +214,7 @@ class BackgroundResponses:
         self, job: ResponseJob, response: Json, answer: Answer, error: RayconteurError | None = None
     ) -> None:
         recording = record(answer.delta_lengths, error)
-        await self._parts.sessions.close_turn(CloseTurn(job.log_id, response, True, recording, job.fence))
+        await self.parts.sessions.close_turn(CloseTurn(job.log_id, response, True, recording, job.fence))
         self._tell(job.response_id)
 
     # --- the readers ----------------------------------------------------------------------------

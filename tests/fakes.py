@@ -131,6 +131,7 @@ class FakeGenerator:
         self.stalled = threading.Event()
         self.closed = threading.Event()
         """The iterator has been closed or has ended."""
+        self._held: threading.Event | None = None
         self._journal = journal or Journal()
 
     async def complete(self, request: GenerationRequest) -> Json:
@@ -149,7 +150,9 @@ class FakeGenerator:
                 for event in events[: 1 + self.deaths.pop(0)]:
                     yield event
                 raise Unavailable("the replica has died")
-            for event in events[: 1 + len(deltas)]:
+            for number, event in enumerate(events[: 1 + len(deltas)]):
+                if number == 2 and self._held:
+                    await asyncio.to_thread(self._held.wait)
                 yield event
             await self._end()
             # vLLM's last events often come together in one string.
@@ -173,6 +176,11 @@ class FakeGenerator:
         carried = count_words(written)
         usage = {"prompt_tokens": 11 + carried, "completion_tokens": 3 - carried, "total_tokens": 14}
         return rest, {**usage, "prompt_tokens_details": {"cached_tokens": 8}}
+
+    def hold(self) -> threading.Event:
+        """Answers wait after their first delta until this is set."""
+        self._held = threading.Event()
+        return self._held
 
     def events(self, deltas: Sequence[str] | None = None, usage: Json = USAGE) -> list[str]:
         """Of an answer in these deltas, or in all."""

@@ -104,8 +104,9 @@ class EventEncoder:
         )
 
     def _event(self, event_type: str, **fields: object) -> bytes:
-        data = {"type": event_type, "sequence_number": self._sequence_number, **fields}
+        number = self._sequence_number
         self._sequence_number += 1
-        if data["sequence_number"] <= self._starting_after:
+        if number <= self._starting_after:
             return b""
+        data = {"type": event_type, "sequence_number": number, **fields}
         return b"event: %s\ndata: %s\n\n" % (event_type.encode(), orjson.dumps(data))
