@@ -277,12 +277,14 @@ class LocalSessions(Sessions):
 class FakeParts:
     """All parts, sharing one journal. `parts` is what the app is given."""
 
-    def __init__(self, log: ConversationLog, passages: Sequence[Passage] = ()) -> None:
+    def __init__(
+        self, log: ConversationLog, passages: Sequence[Passage] = (), generator: FakeGenerator | None = None
+    ) -> None:
         self.log = log
         self.journal = Journal()
         self.embedder = FakeEmbedder(self.journal)
         self.retriever = FakeRetriever(passages, self.journal)
-        self.generator = FakeGenerator(self.journal)
+        self.generator = generator or FakeGenerator(self.journal)
         self.sessions = LocalSessions(log, self.journal)
         tallies = Counter[Tally]()
         self.parts = Parts(
