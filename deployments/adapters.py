@@ -2,7 +2,7 @@
 translation.
 
 What is asked of the parts may be asked twice: searches change nothing, and every write is idempotent. So a call whose
-replica died is made again on another replica, within its deadline.
+replica died is made again on another replica, within its deadline; a stream, if nothing of it has come yet.
 """
 
 import asyncio
@@ -42,6 +42,9 @@ RETRY_AFTER_S = 2.0
 """What a client is told to wait where Ray names no time."""
 
 READY_TIMEOUT_S = 5.0
+
+_STREAM_AGAIN_AFTER_S = 0.25
+"""A replica whose engine is dead refuses at once, until Ray has noticed and replaced it."""
 
 REPLICA_LOST = (
     ActorDiedError,
@@ -119,14 +122,21 @@ class RemoteGenerator:
         return completion
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
-        events = self._stream.remote(request)
-        try:
-            async for event in events:
-                yield event
-        except (RayError, RayServeException) as error:
-            _raise_ours(error)
-        finally:
-            events.cancel()
+        deadline_s = time.monotonic() + self._timeout_s
+        while True:
+            events = self._stream.remote(request)
+            has_begun = False
+            try:
+                async for event in events:
+                    has_begun = True
+                    yield event
+                return
+            except (RayError, RayServeException) as error:
+                if has_begun or not _is_lost(error) or time.monotonic() >= deadline_s:
+                    _raise_ours(error)
+            finally:
+                events.cancel()
+            await asyncio.sleep(_STREAM_AGAIN_AFTER_S)
 
 
 def remote_sessions(handle: DeploymentHandle[Any], timeout_s: float) -> Sessions:
@@ -195,6 +205,12 @@ async def _call(method: Any, *arguments: object, timeout_s: float) -> Any:
             await asyncio.sleep(0.05)
         except (RayError, RayServeException) as error:
             _raise_ours(error)
+
+
+def _is_lost(error: Exception) -> bool:
+    """The replica has died, or its engine has."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return isinstance(cause, (*REPLICA_LOST, Unavailable))
 
 
 def _raise_ours(error: Exception) -> NoReturn:

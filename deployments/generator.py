@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 ERROR_EVENT = 'data: {"error"'
+ENGINE_DEAD = "the model is being restarted: try again shortly"
 
 
 class Generator:
@@ -41,10 +42,13 @@ class Generator:
     async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
         """vLLM's server-sent events as it writes them; raises like `complete`, before the first.
 
-        A failure in mid-stream raises too, since vLLM's own error event would look like an answer to a client.
+        A failure in mid-stream raises too, since vLLM's own error event would look like an answer to a client. It is
+        `Unavailable` if the engine has died: then another replica can go on.
         """
         async for event in await self._answer(request):
             if event.startswith(ERROR_EVENT):
+                if self._engine.errored:
+                    raise Unavailable(ENGINE_DEAD, retry_after_s=10)
                 error = json.loads(event[len("data: ") :])["error"]
                 raise _refusal(error["message"], error["code"], error.get("param"))
             yield event
@@ -72,7 +76,7 @@ class Generator:
         except ValidationError as error:
             raise _invalid_payload(error.errors()[0]) from None
         except EngineDeadError:
-            raise Unavailable("the model is being restarted: try again shortly", retry_after_s=10) from None
+            raise Unavailable(ENGINE_DEAD, retry_after_s=10) from None
         except (VLLMClientError, ValueError) as error:
             answer = self._chat.create_error_response(error)
         if isinstance(answer, ErrorResponse):

@@ -8,12 +8,14 @@ config.py       `AppConfig`, the `args:` of serve_config.yaml
 models.py       where a model lies on this machine
 metrics.py      what an operator can watch
 parts.py        the roles that the request path needs, as Protocols
+events.py       what happens in a turn, and the same again from what is stored
 storage/        the SQL database and the uploaded files
 knowledge/      parse → split → encode → index → search, and the jobs of the indexer
 conversation/   the fenced, append-only log: what is acknowledged is never lost or doubled
 backup/         snapshots of all of the above while it goes on, and back
-generation/     the prompt, the settings in force, the answer as it grows, its citations
+generation/     the prompt, the settings in force, the answer and how it goes on where a replica died, its citations
 chat.py         one question and its answer: read `reply` first if you read only one thing
+background.py   the same without a client: durable jobs, their journals, and who reads them
 api/            OpenAI's wire format over all of it; `create_app` gives an app that tests run without Ray
 cli/            `rayconteur`, a client of that API; `serve` starts Ray as a command
 """

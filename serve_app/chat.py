@@ -8,7 +8,7 @@ was refused before the model had begun, it is taken back.
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,10 +16,23 @@ from typing import Any, TypeVar
 import anyio
 
 from serve_app.config import AppConfig
-from serve_app.errors import InternalError, RayconteurError, Timeout
+from serve_app.errors import InternalError, Overloaded, RayconteurError, Timeout, Unavailable
+from serve_app.events import (
+    AnswerStarted,
+    Citation,
+    Event,
+    Finished,
+    Opened,
+    SearchCompleted,
+    SearchStarted,
+    TextDelta,
+    record,
+    replay,
+)
 from serve_app.generation.answer import Answer
+from serve_app.generation.continuation import generate
 from serve_app.generation.prompt import add_sources, build_messages, fit_passages, newest_user_text
-from serve_app.generation.stream import before, parse_chunks, stream_before
+from serve_app.generation.stream import before, parse_chunks
 from serve_app.knowledge.retrieve import retrieve
 from serve_app.parts import Parts, Sessions
 from serve_app.types import (
@@ -61,79 +74,41 @@ class Turn:
     request_id: str
     search: Search | None = None
     priority: int = 0
+    job_fence: int | None = None
+    """Of a background response: what its job is held under. It has no client that could leave it."""
+
+    @property
+    def cites(self) -> bool:
+        """Numbers in brackets are citations. In JSON they are not."""
+        return "response_format" not in self.sampling
 
 
-# --- what happens, in the order in which it happens ---------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The question is committed."""
-
-    response: Json
-
-
-@dataclass(frozen=True, slots=True)
-class SearchStarted:
-    call: Json
-    """The `file_search_call` item."""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchCompleted:
-    call: Json
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerStarted:
-    """The model has taken the prompt and begun."""
-
-    message_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Citation:
-    annotation: Json
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Always last. The response is committed as it is here."""
-
-    response: Json
-    error: RayconteurError | None = None
-    """Why it failed, if it did so just now."""
-
-
-Event = Opened | SearchStarted | SearchCompleted | AnswerStarted | TextDelta | Citation | Finished
-
-
-async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[Event, None]:
+async def reply(
+    turn: Turn, parts: Parts, config: AppConfig, answer: Answer | None = None
+) -> AsyncGenerator[Event, None]:
     """Answer one question. Raises if nothing has come of it: then the question is taken back, so that it can be asked
     again. Once the model has begun there is a response, and a failure is in `Finished`.
 
-    Closing the generator, or cancelling it, stops the engine at once and commits the answer so far as `incomplete`.
+    Closing the generator, or cancelling it, stops the engine at once and commits the answer so far as `incomplete`. A
+    background response is neither committed then nor ever taken back: its job stays, and somebody else goes on from
+    its `answer`, with the events that are missing.
     """
     began = asyncio.get_running_loop().time()
     deadline = began + config.api.request_timeout_s
     call_timeout_s = config.api.call_timeout_s
     question = turn.opening.input_items
-    answer = Answer(turn.opening.response)
+    answer = answer or Answer(turn.opening.response)
     error: RayconteurError | None = None
 
     opened = await _open(turn, parts.sessions, call_timeout_s)
     if opened.finished:
-        for event in _replay(opened.finished):
+        for event in replay(opened.finished, opened.recording):
             yield event
         return
 
     try:
-        yield Opened(turn.opening.response)
+        if not answer.is_opened:
+            yield Opened(answer.open())
 
         messages = build_messages(
             turn.opening.response["instructions"],
@@ -142,36 +117,36 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
             max_history_tokens=config.sessions.max_history_tokens,
             count_tokens=parts.count_tokens,
         )
-        if turn.search:
+        if turn.search and answer.shown is None:
             query = newest_user_text(question)
             yield SearchStarted(answer.start_search(query))
             found = await before(deadline, find_passages(turn.search, query, parts))
-            yield SearchCompleted(answer.complete_search(found, with_results=turn.search.with_results))
             shown = fit_passages(found, config.retrieval.max_passage_tokens, parts.count_tokens)
-            messages = add_sources(messages, shown)
-            if "response_format" not in turn.sampling:  # brackets in JSON are no citations
-                answer.cite(shown)
+            call = answer.complete_search(found, shown, with_results=turn.search.with_results, cites=turn.cites)
+            yield SearchCompleted(call, shown)
+        if answer.shown is not None:
+            messages = add_sources(messages, answer.shown)
 
         payload = {**turn.sampling, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-        generated = parts.generator.stream(GenerationRequest(payload, turn.request_id, turn.priority))
-        async with aclosing(stream_before(deadline, generated)) as stream:
+        request = GenerationRequest(payload, turn.request_id, turn.priority)
+        async with aclosing(generate(parts.generator, request, answer, deadline, parts.count_tokens)) as stream:
             async for events in stream:
                 for chunk in parse_chunks(events):
                     if not answer.has_started:
-                        yield AnswerStarted(answer.message_id)
+                        yield AnswerStarted(answer.start())
                     if text := answer.add(chunk):
                         yield TextDelta(text)
         if text := answer.end():
             yield TextDelta(text)
-        for annotation in answer.annotations:
-            yield Citation(annotation)
         response = answer.finished()
     except RayconteurError as failure:
         error = failure
     except (asyncio.CancelledError, GeneratorExit):
-        # If this commit fails too, it is logged, and the cancellation matters more.
-        with suppress(RayconteurError):
-            await _close(opened, answer.incomplete("client_disconnected"), turn, parts.sessions, call_timeout_s)
+        if turn.job_fence is None:
+            # If this commit fails too, it is logged, and the cancellation matters more.
+            with suppress(RayconteurError):
+                response = answer.incomplete("client_disconnected")
+                await _close(opened, response, answer, None, turn, parts.sessions, call_timeout_s)
         raise
     except Exception:
         # Whatever it was, the turn must not stay open.
@@ -179,20 +154,25 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
         error = InternalError("an internal error occurred: the server's log has the details")
 
     if error and not answer.has_started:
-        await _withdraw(opened, turn, parts.sessions, call_timeout_s)
+        if turn.job_fence is None:
+            await _withdraw(opened, turn, parts.sessions, call_timeout_s)
         raise error
     if isinstance(error, Timeout) and answer.text:
         response, error = answer.incomplete("timeout"), None
+    elif isinstance(error, Unavailable | Overloaded):
+        response, error = answer.incomplete("generator_lost"), None
     elif error:
         response = answer.failed(error)
     try:
-        await _close(opened, response, turn, parts.sessions, call_timeout_s)
+        await _close(opened, response, answer, error, turn, parts.sessions, call_timeout_s)
     except RayconteurError as failure:
         # An answer that is not durable is not shown as one that is.
         error = error or failure
         response = answer.failed(error)
     seconds = asyncio.get_running_loop().time() - began
     logger.info("request %s: %s is %s after %.3f s", turn.request_id, response["id"], response["status"], seconds)
+    for annotation in answer.annotations:
+        yield Citation(annotation)
     yield Finished(response, error)
 
 
@@ -223,8 +203,8 @@ async def _abandon(opening: asyncio.Task[OpenedTurn], turn: Turn, sessions: Sess
     """The client left while its question was being committed."""
     opened = await opening
     if not opened.finished:
-        response = Answer(turn.opening.response).incomplete("client_disconnected")
-        await _close(opened, response, turn, sessions, timeout_s)
+        answer = Answer(turn.opening.response)
+        await _close(opened, answer.incomplete("client_disconnected"), answer, None, turn, sessions, timeout_s)
 
 
 async def _withdraw(opened: OpenedTurn, turn: Turn, sessions: Sessions, timeout_s: float) -> None:
@@ -238,10 +218,20 @@ async def _withdraw(opened: OpenedTurn, turn: Turn, sessions: Sessions, timeout_
         await asyncio.shield(_keep(withdrawal, timeout_s))
 
 
-async def _close(opened: OpenedTurn, response: Json, turn: Turn, sessions: Sessions, timeout_s: float) -> None:
+async def _close(
+    opened: OpenedTurn,
+    response: Json,
+    answer: Answer,
+    error: RayconteurError | None,
+    turn: Turn,
+    sessions: Sessions,
+    timeout_s: float,
+) -> None:
     if opened.log_id is None:
         return
-    closing = _keep(sessions.close_turn(CloseTurn(opened.log_id, response, turn.opening.store)), timeout_s)
+    recording = record(answer.delta_lengths, error)
+    close = CloseTurn(opened.log_id, response, turn.opening.store, recording, turn.job_fence)
+    closing = _keep(sessions.close_turn(close), timeout_s)
     try:
         with anyio.CancelScope(shield=True):
             await asyncio.shield(closing)
@@ -270,18 +260,3 @@ def _forget(task: asyncio.Task[Any]) -> None:
     _kept.discard(task)
     if not task.cancelled():
         task.exception()  # seen, so that asyncio does not report an error that nobody waited for
-
-
-def _replay(response: Json) -> Iterator[Event]:
-    """A response that was given before, as the events that it might have come in."""
-    yield Opened({**response, "status": "in_progress", "output": [], "usage": None, "error": None})
-    for item in response["output"]:
-        if item["type"] == "file_search_call":
-            yield SearchStarted({**item, "status": "in_progress", "results": None})
-            yield SearchCompleted(item)
-        elif item["type"] == "message":
-            part = item["content"][0]
-            yield AnswerStarted(item["id"])
-            yield TextDelta(part["text"])
-            yield from map(Citation, part["annotations"])
-    yield Finished(response)

@@ -125,6 +125,8 @@ class ApiConfig(_Config):
     """Longest time that one request may take, the whole stream included."""
     call_timeout_s: float = Field(30.0, gt=0)
     """Longest time that the gateway waits for any part but the generator."""
+    max_background_responses: int = Field(8, ge=1)
+    """Background responses that one gateway replica works on at once; the others are queued."""
 
 
 class BackupConfig(_Config):

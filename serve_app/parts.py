@@ -24,6 +24,7 @@ from serve_app.types import (
     Page,
     PageQuery,
     Passage,
+    RecordedResponse,
     RerankRequest,
     Scores,
     SearchQuery,
@@ -162,6 +163,10 @@ class Sessions:
 
     async def get_response(self, response_id: str) -> Json:
         answered: Json = await self._run(response_id, "get_response", response_id)
+        return answered
+
+    async def get_recorded(self, response_id: str) -> RecordedResponse:
+        answered: RecordedResponse = await self._run(response_id, "get_recorded", response_id)
         return answered
 
     async def delete_response(self, response_id: str) -> None:

@@ -275,6 +275,10 @@ class OpenTurn:
     store: bool = True
     idempotency_key: str | None = None
     max_history_items: int = 10
+    runner_id: str | None = None
+    """The process that answers; once it is not heard of any more, the turn counts as interrupted."""
+    job: Json | None = None
+    """Of a background response: the request, as whoever answers it will find it. It is queued with the question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,9 @@ class OpenedTurn:
     log_id: str | None
     """Where the answer will be appended; None if nothing is stored."""
     finished: Json | None = None
-    """The stored response, if the same idempotency key has been answered before."""
+    """The stored response, if the same idempotency key has been answered before, or is a background response."""
+    recording: Json | None = None
+    """Of `finished`: what the events of its stream need beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,3 +310,19 @@ class CloseTurn:
     response: Json
     """The final response object; its `output` items are appended to the log. Closing twice changes nothing."""
     store: bool = True
+    recording: Json | None = None
+    """What the events of its stream need beside the response: see `events.record`."""
+    job_fence: int | None = None
+    """Of a background response: only who holds its job under this fence may close it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedResponse:
+    """A stored response as it stands."""
+
+    response: Json
+    recording: Json | None
+    """None if it has not ended, or has not been recorded."""
+    has_ended: bool
+    has_job: bool
+    """It is a background response that is queued or in progress."""

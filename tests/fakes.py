@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from serve_app.conversation.log import ConversationLog
+from serve_app.errors import Unavailable
 from serve_app.knowledge.query_cache import CachedEmbedder
 from serve_app.knowledge.statistics import CountedRetriever
 from serve_app.metrics import CATALOGUE, Metric, Tally
@@ -121,12 +122,16 @@ class FakeGenerator:
         """Raised before the first item."""
         self.failure: Exception | None = None
         """Raised after the deltas."""
+        self.deaths: list[int] = []
+        """The replica of each stream dies after so many deltas, as long as there are entries."""
         self.stalls = False
         """Never ends once the deltas are out."""
         self.requests: list[GenerationRequest] = []
+        self.asked_again = asyncio.Event()
         self.stalled = threading.Event()
         self.closed = threading.Event()
         """The iterator has been closed or has ended."""
+        self._held: threading.Event | None = None
         self._journal = journal or Journal()
 
     async def complete(self, request: GenerationRequest) -> Json:
@@ -139,29 +144,60 @@ class FakeGenerator:
     async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
         self._begin(request)
         try:
-            events = self.events(request.payload.get("n") or 1)
-            for event in events[: 1 + len(self.deltas)]:
+            deltas, usage = self._rest(request)
+            events = self.events(deltas, usage, n=request.payload.get("n") or 1)
+            if self.deaths:
+                for event in events[: 1 + self.deaths.pop(0)]:
+                    yield event
+                raise Unavailable("the replica has died")
+            for number, event in enumerate(events[: 1 + len(deltas)]):
+                if number == 2 and self._held:
+                    await asyncio.to_thread(self._held.wait)
                 yield event
             await self._end()
             # vLLM's last events often come together in one string.
-            yield "".join(events[1 + len(self.deltas) :])
+            yield "".join(events[1 + len(deltas) :])
         finally:
             self._journal.note("generator closed")
             self.closed.set()
 
-    def events(self, n: int = 1) -> list[str]:
+    def _rest(self, request: GenerationRequest) -> tuple[list[str], Json]:
+        """What is left to write, and the usage, where the request brings the beginning of the answer along."""
+        if not request.payload.get("continue_final_message"):
+            return self.deltas, USAGE
+        written = request.payload["messages"][-1]["content"]
+        assert written == written.rstrip(), "a chat template would strip it"
+        assert "".join(self.deltas).startswith(written)
+        at, rest = 0, []
+        for delta in self.deltas:
+            at += len(delta)
+            if at > len(written):
+                rest.append(delta[-(at - len(written)) :])
+        carried = count_words(written)
+        usage = {"prompt_tokens": 11 + carried, "completion_tokens": 3 - carried, "total_tokens": 14}
+        return rest, {**usage, "prompt_tokens_details": {"cached_tokens": 8}}
+
+    def hold(self) -> threading.Event:
+        """Answers wait after their first delta until this is set."""
+        self._held = threading.Event()
+        return self._held
+
+    def events(self, deltas: Sequence[str] | None = None, usage: Json = USAGE, n: int = 1) -> list[str]:
+        """Of an answer in these deltas, or in all; of `n` alike."""
         first = [self._choice({"role": "assistant", "content": ""})]
-        deltas = [[self._choice({"content": delta})] for delta in self.deltas]
+        middle = [[self._choice({"content": delta})] for delta in (self.deltas if deltas is None else deltas)]
         last = [{**self._choice({}), "finish_reason": self.finish_reason}]
-        choices = [[{**each[0], "index": index} for index in range(n)] for each in (first, *deltas, last)]
+        choices = [[{**each[0], "index": index} for index in range(n)] for each in (first, *middle, last)]
         choices.append([])
         chunks = [{**self._head("chat.completion.chunk"), "choices": each} for each in choices]
-        chunks[-1]["usage"] = USAGE
+        chunks[-1]["usage"] = usage
         return [f"data: {orjson.dumps(chunk).decode()}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
     def _begin(self, request: GenerationRequest) -> None:
         self._journal.note("generate")
         self.requests.append(request)
+        if len(self.requests) > 1:
+            self.asked_again.set()
         if self.refusal:
             raise self.refusal
 
@@ -243,12 +279,14 @@ class LocalSessions(Sessions):
 class FakeParts:
     """All parts, sharing one journal. `parts` is what the app is given."""
 
-    def __init__(self, log: ConversationLog, passages: Sequence[Passage] = ()) -> None:
+    def __init__(
+        self, log: ConversationLog, passages: Sequence[Passage] = (), generator: FakeGenerator | None = None
+    ) -> None:
         self.log = log
         self.journal = Journal()
         self.embedder = FakeEmbedder(self.journal)
         self.retriever = FakeRetriever(passages, self.journal)
-        self.generator = FakeGenerator(self.journal)
+        self.generator = generator or FakeGenerator(self.journal)
         self.sessions = LocalSessions(log, self.journal)
         tallies = Counter[Tally]()
         self.parts = Parts(

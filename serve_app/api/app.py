@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
+from starlette.concurrency import run_in_threadpool
 
 from serve_app.api import (
     backups,
@@ -23,15 +24,19 @@ from serve_app.api import (
 )
 from serve_app.api.context import Context
 from serve_app.api.errors import add_error_handlers
+from serve_app.api.heartbeat import keep_beating
 from serve_app.api.middleware import ApiKeys, BodyGuard, RequestScope
 from serve_app.api.sweep import sweep_expired
+from serve_app.background import BackgroundResponses
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import API_KEYS_ENV, AppConfig
+from serve_app.conversation.runners import beat
 from serve_app.generation.settings_log import SettingsInForce, SettingsLog
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
+from serve_app.types import new_id
 
 
 def create_app(
@@ -58,7 +63,9 @@ def create_app(
         files=FileStore(database, config.storage.files_folder),
         backups=BackupJobs(database, config),
         settings=SettingsInForce(SettingsLog(database)),
+        background=BackgroundResponses(parts, config, database),
         check_parts=check_parts,
+        runner_id=new_id("run"),
     )
     add_error_handlers(app)
     for resource in (
@@ -81,7 +88,11 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context = app.state.context
+    # Before the first request, or another process would take its turn for one that was left.
+    await run_in_threadpool(beat, context.database, context.runner_id)
     background = [
+        asyncio.create_task(keep_beating(context)),
+        asyncio.create_task(context.background.work()),
         asyncio.create_task(sweep_expired(context)),
         asyncio.create_task(statistics.save_tallies(context)),
         asyncio.create_task(settings.refresh_settings(context)),

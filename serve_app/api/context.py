@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from serve_app.background import BackgroundResponses
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import AppConfig
 from serve_app.generation.settings_log import SettingsInForce
@@ -24,8 +25,11 @@ class Context:
     files: FileStore
     backups: BackupJobs
     settings: SettingsInForce
+    background: BackgroundResponses
     check_parts: Callable[[], Awaitable[dict[str, str]]]
     """The name of each part, with `ok` or with what is wrong."""
+    runner_id: str
+    """Of this process, as the other ones know it."""
 
 
 # Both are async, or FastAPI would send each call through its thread pool.

@@ -14,8 +14,9 @@ from serve_app.api.items import InputItems, build_items, type_of
 from serve_app.api.response_events import EventEncoder
 from serve_app.api.sse import EventStream, while_connected
 from serve_app.api.wire import FileSearchTool, Metadata, PageParameters, Wire
-from serve_app.chat import AnswerStarted, Event, Finished, Turn, reply
-from serve_app.errors import InvalidRequest
+from serve_app.chat import Turn, reply
+from serve_app.errors import InvalidRequest, RayconteurError
+from serve_app.events import AnswerStarted, Event, Finished
 from serve_app.generation.prompt import newest_user_text, text_of
 from serve_app.generation.settings import Applied, Settings, fill_in
 from serve_app.types import Json, OpenTurn, new_id, now_s
@@ -89,6 +90,9 @@ async def create_response(
     body: CreateResponse, request: Request, context: InContext, idempotency_key: IdempotencyKey = None
 ) -> Json | Response:
     turn = await build_turn(body, request.state.request_id, idempotency_key, context)
+    if body.background:
+        queued = await context.background.queue(turn)
+        return _follow(queued["id"], -1, context) if body.stream else queued
     events = reply(turn, context.parts, context.config)
     if body.stream:
         begun = await while_connected(request, _peek(events))
@@ -97,26 +101,28 @@ async def create_response(
     return finished.response
 
 
-@router.get("/v1/responses/{response_id}")
-async def get_response(response_id: str, context: InContext, stream: bool = False) -> Json:
-    if stream:
-        raise InvalidRequest("'stream' is not supported yet when a response is read", param="stream")
-    return await context.parts.sessions.get_response(response_id)
+@router.get("/v1/responses/{response_id}", response_model=None)
+async def get_response(
+    response_id: str,
+    context: InContext,
+    stream: bool = False,
+    starting_after: Annotated[int, Query(ge=-1, lt=2**31)] = -1,
+) -> Json | Response:
+    """With `stream`, the events of its stream as they came and come, those after number `starting_after`."""
+    response = await context.parts.sessions.get_response(response_id)
+    return _follow(response_id, starting_after, context) if stream else response
 
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, context: InContext) -> Json:
     await context.parts.sessions.delete_response(response_id)
+    context.background.stop(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
 @router.post("/v1/responses/{response_id}/cancel")
 async def cancel_response(response_id: str, context: InContext) -> Json:
-    await context.parts.sessions.get_response(response_id)
-    raise InvalidRequest(
-        "Only a response made with 'background' can be cancelled; to end another one, close its connection",
-        param="response_id",
-    )
+    return await context.background.cancel(response_id)
 
 
 @router.get("/v1/responses/{response_id}/input_items")
@@ -134,8 +140,8 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
             "'previous_response_id' cannot be used together with 'conversation': send one of them",
             param="previous_response_id",
         )
-    if body.background:
-        raise InvalidRequest("'background' is not supported yet", param="background")
+    if body.background and body.store is False:
+        raise InvalidRequest("'background' needs 'store': who asks comes back for the response", param="background")
     for name in body.include or ():
         if name != RESULTS:
             raise InvalidRequest(f"'include' names {name!r}; only {RESULTS!r} is supported", param="include")
@@ -154,6 +160,8 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
             store=body.store is not False,
             idempotency_key=idempotency_key,
             max_history_items=context.config.sessions.max_history_items,
+            # A background response belongs to whoever has claimed its job.
+            runner_id=None if body.background else context.runner_id,
         ),
         sampling=_build_sampling(body, model, applied.settings),
         request_id=request_id,
@@ -178,6 +186,21 @@ async def _encode(begun: list[Event], events: AsyncGenerator[Event, None]) -> As
         yield b"".join(map(encoder.encode, begun))
         async for event in events:
             yield encoder.encode(event)
+
+
+def _follow(response_id: str, starting_after: int, context: Context) -> EventStream:
+    encoder = EventEncoder(starting_after)
+
+    async def encoded() -> AsyncGenerator[bytes, None]:
+        async with aclosing(context.background.follow(response_id)) as events:
+            try:
+                async for event in events:
+                    if data := encoder.encode(event):
+                        yield data
+            except RayconteurError as error:
+                yield encoder.encode_error(error)
+
+    return EventStream(encoded())
 
 
 async def _finish(events: AsyncGenerator[Event, None]) -> Finished:
@@ -251,7 +274,7 @@ def _build_response(body: CreateResponse, model: str, conversation_id: str | Non
         "created_at": now_s(),
         "completed_at": None,
         "status": "in_progress",
-        "background": False,
+        "background": bool(body.background),
         "error": None,
         "incomplete_details": None,
         "instructions": body.instructions,

@@ -19,10 +19,12 @@ from serve_app.conversation.items import (
     read_page,
     withdraw_items,
 )
+from serve_app.conversation.jobs import end_job
 from serve_app.conversation.responses import (
     IN_PROGRESS,
     INTERRUPTED,
     ResponseRow,
+    as_it_stands,
     delete_response,
     drop_unused_logs,
     find_asked,
@@ -44,6 +46,7 @@ from serve_app.types import (
     OpenTurn,
     Page,
     PageQuery,
+    RecordedResponse,
     WithdrawTurn,
     now_s,
 )
@@ -57,7 +60,7 @@ class _Asked:
 
     log_id: str
     first_seq: int
-    finished: Json | None = None
+    finished: RecordedResponse | None = None
 
 
 class ConversationLog:
@@ -71,7 +74,8 @@ class ConversationLog:
     def __init__(self, database: Database, max_cached: int, stale_after_s: float = 600) -> None:
         """`max_cached` logs are written to without taking them over again.
 
-        A response still in progress after `stale_after_s` seconds is taken as interrupted: its process has died.
+        A response still in progress after `stale_after_s` seconds is taken as interrupted, and one whose process is
+        not heard of any more (`runners.py`) after as many seconds as that takes.
         """
         self._database = database
         self._fences = Fences(max_cached)
@@ -176,7 +180,7 @@ class ConversationLog:
             # Another process has just inserted the same response or key. It has committed, so now we find it.
             asked = self._ask(turn)
         if asked.finished is not None:
-            return OpenedTurn((), asked.log_id, asked.finished)
+            return OpenedTurn((), asked.log_id, asked.finished.response, asked.finished.recording)
         with self._database.read() as connection:
             history = read_history(connection, Point(asked.log_id, asked.first_seq - 1), turn.max_history_items)
         return OpenedTurn(history, asked.log_id)
@@ -184,7 +188,8 @@ class ConversationLog:
     def close_turn(self, turn: CloseTurn) -> None:
         """Commit the answer. Raises `NotFound` if the response, or its conversation, has been deleted meanwhile.
 
-        Raises `Conflict` if it was given up as interrupted before: clients may have seen that, so it stays.
+        Raises `Conflict` if it was given up as interrupted before: clients may have seen that, so it stays. And if its
+        job was taken over by somebody else, who will close it.
         """
         output: list[Json] = turn.response["output"]
         check_items(output, "output")
@@ -194,8 +199,10 @@ class ConversationLog:
 
         def write(log: OwnedLog) -> bool:
             if turn.store:
-                if not finish_response(log.connection, turn.response, log.fence.head + len(output)):
+                if not finish_response(log.connection, turn.response, log.fence.head + len(output), turn.recording):
                     return False
+                if turn.job_fence is not None and not end_job(log.connection, response_id, turn.job_fence):
+                    raise Conflict(f"Response with id {response_id!r} is being answered by another process.")
             elif find_appended(log.connection, log.id, key) is not None:
                 return True
             log.append(key, output)
@@ -246,6 +253,8 @@ class ConversationLog:
     def _asked_before(self, connection: Connection, turn: OpenTurn, row: ResponseRow) -> _Asked:
         if not is_running(row, self._stale_after_s):
             return _Asked(row.log_id, row.first_seq, finished=self._finished(connection, row))
+        if row.job_fence is not None and turn.job is not None:
+            return _Asked(row.log_id, row.first_seq, finished=as_it_stands(row))
         if row.id != turn.response["id"]:
             raise Conflict(
                 f"The request with idempotency key {turn.idempotency_key!r} is still in progress: try again later.",
@@ -287,11 +296,14 @@ class ConversationLog:
 
         One that its process left in progress is stored as incomplete, with reason `interrupted`.
         """
+        return self.get_recorded(response_id).response
+
+    def get_recorded(self, response_id: str) -> RecordedResponse:
+        """As `get_response`, with what its stream was."""
         with self._database.read() as connection:
             row = _require_response(connection, response_id)
         if row.status != IN_PROGRESS or is_running(row, self._stale_after_s):
-            body: Json = row.body
-            return body
+            return as_it_stands(row)
         with self._database.write() as connection:
             return self._finished(connection, row)
 
@@ -309,14 +321,14 @@ class ConversationLog:
             seqs = range(row.first_seq, row.first_seq + row.input_count)
             return read_page(connection, row.log_id, page, seqs)
 
-    def _finished(self, connection: Connection, row: ResponseRow) -> Json:
-        """The body of a response that nobody works on any more, stored as interrupted if it is still in progress."""
+    def _finished(self, connection: Connection, row: ResponseRow) -> RecordedResponse:
+        """A response that nobody works on any more, stored as interrupted if it is still in progress."""
         if row.status == IN_PROGRESS:
             body = interrupted(row.body)
             if finish_response(connection, body):
-                return body
+                return RecordedResponse(body, None, has_ended=True, has_job=False)
             row = _require_response(connection, row.id)  # it has ended since the row was read
-        return dict(row.body)
+        return as_it_stands(row)
 
     # --- writing under the fence ----------------------------------------------------------------
 

@@ -2,31 +2,47 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, update
 
 from serve_app.conversation.checks import is_id
-from serve_app.storage.schema import logs, responses
-from serve_app.types import Json, OpenTurn, now_s
+from serve_app.conversation.jobs import insert_job
+from serve_app.conversation.runners import RUNNER_TIMEOUT_S
+from serve_app.storage.clock import database_time
+from serve_app.storage.schema import logs, response_jobs, responses, runners
+from serve_app.types import Json, OpenTurn, RecordedResponse, now_s
 
 IN_PROGRESS = "in_progress"
 INTERRUPTED = {"reason": "interrupted"}
 
 # SQLAlchemy does not know the columns of a table's row as types.
 ResponseRow = Row[Any]
+"""A response, with how it stands with whoever answers it: `runner_silent_s` and `job_fence`, each None without one."""
+
+# Built once: each turn asks for it.
+_SELECT = (
+    select(
+        responses,
+        (database_time() - runners.c.heartbeat_at).label("runner_silent_s"),
+        response_jobs.c.fence.label("job_fence"),
+    )
+    .outerjoin(runners, runners.c.id == responses.c.runner_id)
+    .outerjoin(response_jobs, response_jobs.c.response_id == responses.c.id)
+)
+_FIND = _SELECT.where(responses.c.id == bindparam("response"))
+_FIND_BY_KEY = _SELECT.where(responses.c.idempotency_key == bindparam("key"))
 
 
 def find_response(connection: Connection, response_id: str) -> ResponseRow | None:
     if not is_id(response_id):
         return None
-    return connection.execute(select(responses).where(responses.c.id == response_id)).one_or_none()
+    return connection.execute(_FIND, {"response": response_id}).one_or_none()
 
 
 def find_asked(connection: Connection, turn: OpenTurn) -> ResponseRow | None:
     """The response to the same question, if it was opened before: under its idempotency key or its own id."""
     row = find_response(connection, turn.response["id"])
     if row is None and turn.idempotency_key is not None:
-        query = select(responses).where(responses.c.idempotency_key == turn.idempotency_key)
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(_FIND_BY_KEY, {"key": turn.idempotency_key}).one_or_none()
     return row
 
 
@@ -42,18 +58,35 @@ def insert_response(connection: Connection, turn: OpenTurn, log_id: str, first_s
             body=turn.response,
             idempotency_key=turn.idempotency_key,
             created_at=now_s(),
+            runner_id=turn.runner_id,
         )
     )
+    if turn.job is not None:
+        insert_job(connection, turn.response["id"], turn.job)
 
 
 def is_running(row: ResponseRow, stale_after_s: float) -> bool:
-    """Whether somebody may still be working on it. After `stale_after_s` its process is taken for dead."""
-    return bool(row.status == IN_PROGRESS and now_s() - row.created_at < stale_after_s)
+    """Whether somebody works on it, or will: its process is alive, and it is younger than `stale_after_s`.
+
+    A background response goes on in another process if its own has died.
+    """
+    if row.status != IN_PROGRESS or row.job_fence is not None:
+        return bool(row.status == IN_PROGRESS)
+    is_alive = row.runner_id is None or (row.runner_silent_s is not None and row.runner_silent_s < RUNNER_TIMEOUT_S)
+    return bool(is_alive and now_s() - row.created_at < stale_after_s)
 
 
-def finish_response(connection: Connection, response: Json, last_seq: int | None = None) -> bool:
+def as_it_stands(row: ResponseRow) -> RecordedResponse:
+    # The row says `in_progress` until it ends; the job alone says whether anybody has begun.
+    body = {**row.body, "status": "queued"} if row.job_fence == 0 else dict(row.body)
+    return RecordedResponse(body, row.recording, row.status != IN_PROGRESS, row.job_fence is not None)
+
+
+def finish_response(
+    connection: Connection, response: Json, last_seq: int | None = None, recording: Json | None = None
+) -> bool:
     """Store how a response ended, and where in its log unless that is after its input. False if it had ended before."""
-    values = {"status": response["status"], "body": response}
+    values = {"status": response["status"], "body": response, "recording": recording}
     if last_seq is not None:
         values["last_seq"] = last_seq
     finished = connection.execute(

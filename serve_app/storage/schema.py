@@ -63,9 +63,43 @@ responses = Table(
     Column("body", JSON, nullable=False),
     Column("idempotency_key", String(255)),
     Column("created_at", BigInteger, nullable=False),
+    Column("runner_id", String(80)),  # who answers; null for a background response, whose job says it
+    Column("recording", JSON),  # what the events of its stream need beside the body, once it has ended
     ForeignKeyConstraint(["log_id"], ["logs.id"], ondelete="CASCADE"),
     Index("responses_by_idempotency_key", "idempotency_key", unique=True),
     Index("responses_by_log", "log_id"),
+)
+
+# The processes that answer (gateways), each with when it was last heard of: so a death is known in seconds.
+runners = Table(
+    "runners",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("heartbeat_at", Float, nullable=False),  # by the database's clock, as all that is compared with it
+)
+
+# A background response that has not ended: claimed under a fence, held by a lease.
+response_jobs = Table(
+    "response_jobs",
+    metadata,
+    Column("response_id", String(80), primary_key=True),
+    Column("request", JSON, nullable=False),  # the checked request, all that answering it needs
+    Column("created_at", Float, nullable=False),
+    Column("fence", Integer, nullable=False),  # raised by each claim; 0 while it is queued
+    Column("lease_until", Float, nullable=False),  # by the database's clock; 0 while unclaimed
+    ForeignKeyConstraint(["response_id"], ["responses.id"], ondelete="CASCADE"),
+    Index("response_jobs_by_lease", "lease_until", "created_at"),
+)
+
+# What has happened so far in a background response. Readers see nothing that is not here.
+response_journal = Table(
+    "response_journal",
+    metadata,
+    Column("response_id", String(80), primary_key=True),
+    Column("number", Integer, primary_key=True),  # 1, 2, … without gaps
+    Column("events", JSON, nullable=False),
+    Column("raw_text", Text, nullable=False),  # what the model wrote meanwhile, its citations' numbers included
+    ForeignKeyConstraint(["response_id"], ["response_jobs.response_id"], ondelete="CASCADE"),
 )
 
 files = Table(

@@ -36,6 +36,7 @@ class ChatApp:
         """The same server and database, with parts that no test has touched."""
         fakes = FakeParts(self.log, self.passages)
         self.app.state.context = replace(self.app.state.context, parts=fakes.parts)
+        self.app.state.context.background.parts = fakes.parts
         return replace(self, fakes=fakes)
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -19,7 +20,7 @@ from openai.types.responses import (
 )
 from pydantic import TypeAdapter
 
-from serve_app.errors import InvalidRequest, Overloaded, Unavailable
+from serve_app.errors import InternalError, InvalidRequest, Overloaded
 from serve_app.types import Json, new_id
 from tests.api.chat_app import MODEL, ChatApp, running_chat
 from tests.fakes import build_passage
@@ -336,7 +337,7 @@ def test_an_answer_at_its_limit_ends_the_stream_as_incomplete(app: ChatApp) -> N
 
 
 def test_a_failure_in_mid_stream_is_an_error_event_and_a_failed_response(app: ChatApp) -> None:
-    app.fakes.generator.failure = Unavailable("the model is gone")
+    app.fakes.generator.failure = InternalError("the model is gone")
 
     *_, error, last = app.openai.responses.create(input="Hi", stream=True)
 
@@ -473,13 +474,147 @@ def test_input_items_are_paged(app: ChatApp) -> None:
     assert texts == [[{"type": "input_text", "text": text}] for text in ("one", "two", "three")]
 
 
-def test_a_finished_response_cannot_be_cancelled(app: ChatApp) -> None:
+# --- read again, and in the background ----------------------------------------------------------
+
+
+def read_again(app: ChatApp, response_id: str, starting_after: int) -> str:
+    answer = app.http.get(f"/v1/responses/{response_id}", params={"stream": True, "starting_after": starting_after})
+    assert answer.status_code == 200
+    return answer.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"background": True}, {"temperature": 0.3, "metadata": {"ü": "\u2028"}, "reasoning": {"effort": "low"}}],
+)
+@pytest.mark.parametrize("ends", ["completed", "limit", "failed"])
+def test_a_stream_is_read_again_byte_for_byte(app: ChatApp, body: Json, ends: str) -> None:
+    app.fakes.generator.deltas = ["Through", " Basél [", "1] 🌊", " on."]
+    app.fakes.generator.finish_reason = "length" if ends == "limit" else "stop"
+    app.fakes.generator.failure = InternalError("the model is gone") if ends == "failed" else None
+    asked = {
+        "input": "Where?",
+        "tools": [file_search(app)],
+        "include": ["file_search_call.results"],
+        "stream": True,
+        **body,
+    }
+
+    first = app.http.post("/v1/responses", json=asked).text
+
+    events = first.split("\n\n")[:-1]
+    response_id = stream_events(first)[0][1]["response"]["id"]
+    assert len([event for event in events if "output_text.delta" in event]) > 2
+    for number in range(-1, len(events)):
+        assert read_again(app, response_id, number) == "".join(f"{event}\n\n" for event in events[number + 1 :])
+
+
+def test_a_stream_that_broke_is_picked_up_with_the_official_client(app: ChatApp) -> None:
+    app.fakes.generator.stalls = True
+    seen: list[ResponseStreamEvent] = []
+    with app.openai.responses.create(input="Hi", stream=True) as stream:
+        for event in stream:
+            seen.append(event)
+            if event.type == "response.output_text.delta":
+                break
+    assert app.fakes.sessions.closed.wait(10)
+    first = seen[0]
+    assert first.type == "response.created"
+
+    rest = list(app.openai.responses.retrieve(first.response.id, stream=True, starting_after=seen[-1].sequence_number))
+
+    assert [event.sequence_number for event in [*seen, *rest]] == list(range(len(seen) + len(rest)))
+    last = rest[-1]
+    assert last.type == "response.incomplete"
+    deltas = [event.delta for event in [*seen, *rest] if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == last.response.output_text == "Hello there."
+
+
+def test_a_stream_is_picked_up_while_another_client_still_reads_it(app: ChatApp) -> None:
+    held = app.fakes.generator.hold()
+    with app.http.stream("POST", "/v1/responses", json={"input": "Hi", "stream": True}) as answer:
+        arriving = answer.iter_text()
+        first = next(arriving)
+        response_id = stream_events(first)[0][1]["response"]["id"]
+        with ThreadPoolExecutor() as threads:
+            again = threads.submit(read_again, app, response_id, -1)
+            held.set()
+            whole = first + "".join(arriving)
+
+    assert again.result() == whole
+
+
+def test_a_background_response_goes_from_queued_to_completed(app: ChatApp) -> None:
+    created = app.openai.responses.create(input="Hi", background=True)
+
+    assert (created.status, created.background, created.output) == ("queued", True, [])
+    *_, last = app.openai.responses.retrieve(created.id, stream=True)
+    assert last.type == "response.completed"
+    assert last.response.output_text == "Hello there."
+    assert app.openai.responses.retrieve(created.id) == last.response
+
+
+def test_a_background_response_outlives_its_client(app: ChatApp) -> None:
+    held = app.fakes.generator.hold()
+    with app.http.stream("POST", "/v1/responses", json={"input": "Hi", "stream": True, "background": True}) as answer:
+        seen = next(answer.iter_text())
+    response_id = stream_events(seen)[0][1]["response"]["id"]
+    held.set()
+
+    number = stream_events(seen)[-1][1]["sequence_number"]
+    rest = read_again(app, response_id, number)
+
+    assert stream_events(rest)[-1][0] == "response.completed"
+    assert seen + rest == read_again(app, response_id, -1)
+
+
+def test_a_background_response_is_cancelled_once_and_for_all(app: ChatApp) -> None:
+    app.fakes.generator.stalls = True
+    created = app.openai.responses.create(input="Hi", background=True)
+    assert app.fakes.generator.stalled.wait(10)
+
+    cancelled = app.openai.responses.cancel(created.id)
+
+    assert cancelled.status == "cancelled"
+    assert app.fakes.generator.closed.wait(10)
+    assert app.openai.responses.cancel(created.id) == cancelled
+    *_, last = app.openai.responses.retrieve(created.id, stream=True)
+    assert last.type == "response.incomplete"
+    assert last.response == cancelled
+
+
+def test_a_background_response_that_is_deleted_stops(app: ChatApp) -> None:
+    app.fakes.generator.stalls = True
+    created = app.openai.responses.create(input="Hi", background=True)
+    assert app.fakes.generator.stalled.wait(10)
+
+    app.openai.responses.delete(created.id)
+
+    assert app.fakes.generator.closed.wait(10)
+    with pytest.raises(openai.NotFoundError):
+        app.openai.responses.retrieve(created.id)
+
+
+def test_what_is_not_of_the_background_cannot_be_cancelled(app: ChatApp) -> None:
     created = app.openai.responses.create(input="Hi")
 
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError, match="background"):
         app.openai.responses.cancel(created.id)
     with pytest.raises(openai.NotFoundError):
         app.openai.responses.cancel(new_id("resp"))
+
+
+@pytest.mark.parametrize("starting_after", ["x", "-2", "1.5", "99999999999999999999"])
+def test_a_wrong_place_in_a_stream_is_refused(app: ChatApp, starting_after: str) -> None:
+    created = app.openai.responses.create(input="Hi")
+
+    answer = app.http.get(f"/v1/responses/{created.id}?stream=true&starting_after={starting_after}")
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "starting_after")
+
+
+def test_the_stream_of_an_unknown_response_is_not_found(app: ChatApp) -> None:
+    assert app.http.get("/v1/responses/resp_none?stream=true").status_code == 404
 
 
 # --- what is wrong ------------------------------------------------------------------------------
@@ -504,7 +639,7 @@ def test_a_finished_response_cannot_be_cancelled(app: ChatApp) -> None:
         ({"input": "x", "tool_choice": "required"}, "tool_choice"),
         ({"input": "x", "previous_response_id": "resp_1", "conversation": "conv_1"}, "previous_response_id"),
         ({"input": "x", "include": ["reasoning.encrypted_content"]}, "include"),
-        ({"input": "x", "background": True}, "background"),
+        ({"input": "x", "background": True, "store": False}, "background"),
         ({"input": "x", "temperature": 2.5}, "temperature"),
         ({"input": "x", "top_p": -1}, "top_p"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),

@@ -7,6 +7,7 @@ import pytest
 from fastapi import HTTPException, Request
 from starlette.types import Message, Scope
 
+from serve_app.api import sse
 from serve_app.api.sse import CLIENT_CLOSED_REQUEST, EventStream, while_connected
 
 SCOPE: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
@@ -30,6 +31,23 @@ class Client:
         if len(self.messages) >= self._patience:
             self.stuck.set()
             await asyncio.Event().wait()
+
+
+async def test_a_comment_keeps_a_silent_stream_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "KEEP_OPEN_EVERY_S", 0.01)
+    client = Client(patience=3)
+
+    async def silent() -> AsyncGenerator[str, None]:
+        yield "data: 1\n\n"
+        await client.stuck.wait()
+        yield "data: 2\n\n"
+
+    sending = asyncio.create_task(EventStream(silent())(SCOPE, client.receive, client.send))
+    await client.stuck.wait()
+    client.left.set()
+    await sending
+
+    assert client.messages[2]["body"] == b": waiting\n\n"
 
 
 class Source:

@@ -1,9 +1,101 @@
-"""Ray's own classes of metrics, without a cluster: they take what they are given, and show it nowhere."""
+"""What the adapters make of Ray's handles and metrics, without a cluster."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Self, cast
 
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.handle import DeploymentHandle
 
-from deployments.adapters import RayMetrics
+from deployments import adapters
+from deployments.adapters import RayMetrics, RemoteGenerator
+from serve_app.errors import InvalidRequest, RayconteurError, Unavailable
 from serve_app.metrics import CATALOGUE, SEARCH_FAILURES, Metrics
+from serve_app.types import GenerationRequest
+
+REQUEST = GenerationRequest({}, "req_1")
+
+
+class Stream:
+    """What a handle's streaming call returns: items, then perhaps an error."""
+
+    def __init__(self, steps: Sequence[str | Exception]) -> None:
+        self._steps = steps
+        self.is_cancelled = False
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        for step in self._steps:
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Handle:
+    """A deployment's handle. Each call gets the next of the streams."""
+
+    def __init__(self, *streams: Sequence[str | Exception]) -> None:
+        self.streams = [Stream(steps) for steps in streams]
+        self.calls = 0
+        self.complete = self.stream = self
+
+    def options(self, *, stream: bool) -> Self:
+        assert stream
+        return self
+
+    def remote(self, request: GenerationRequest) -> Stream:
+        assert request is REQUEST
+        self.calls += 1
+        return self.streams[self.calls - 1]
+
+
+async def read(handle: Handle, timeout_s: float = 60) -> list[str]:
+    # As much of a handle as a stream takes.
+    generator = RemoteGenerator(cast("DeploymentHandle[Any]", handle), timeout_s)
+    return [event async for event in generator.stream(REQUEST)]
+
+
+def raised_there(error: RayconteurError) -> RayTaskError:
+    return RayTaskError("stream", "traceback", error)
+
+
+@pytest.fixture
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "_STREAM_AGAIN_AFTER_S", 0)
+
+
+@pytest.mark.usefixtures("_no_pause")
+@pytest.mark.parametrize("loss", [ActorDiedError(), raised_there(Unavailable("its engine is dead"))])
+async def test_stream_of_which_nothing_came_is_asked_for_again(loss: Exception) -> None:
+    handle = Handle([loss], [loss], ["a", "b"])
+
+    assert await read(handle) == ["a", "b"]
+    assert [stream.is_cancelled for stream in handle.streams] == [True, True, True]
+
+
+async def test_stream_that_had_begun_is_not_begun_again() -> None:
+    handle = Handle(["a", ActorDiedError()], ["a", "b"])
+
+    with pytest.raises(Unavailable):
+        await read(handle)
+
+    assert handle.calls == 1
+
+
+async def test_stream_is_not_asked_for_after_its_deadline() -> None:
+    handle = Handle([ActorDiedError()], ["a"])
+
+    with pytest.raises(Unavailable):
+        await read(handle, timeout_s=0)
+
+
+async def test_what_the_model_refuses_is_not_asked_again() -> None:
+    handle = Handle([raised_there(InvalidRequest("too long"))], ["a"])
+
+    with pytest.raises(InvalidRequest, match="too long"):
+        await read(handle)
 
 
 def test_ray_takes_every_metric_of_the_catalogue() -> None:

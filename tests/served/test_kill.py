@@ -1,9 +1,13 @@
 """Replicas killed with -9 in mid-answer: nothing acknowledged is lost or doubled, nothing hangs, service comes back."""
 
+import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import openai
@@ -87,3 +91,97 @@ def test_kill_during_a_streamed_answer(application: Application, client: openai.
     assert response.status in ("completed", "incomplete")
     assert items_of(client, conversation_id)[: len(kept)] == kept
     assert len(items_of(client, conversation_id)) == len(kept) + 2
+
+
+PROMPTS = [
+    "Count from one to fifty in words.",
+    "Explain what a lighthouse is.",
+    "List ten animals, one per line.",
+    "Tell a short story about a cat.",
+]
+
+
+def greedy_answers(
+    client: openai.OpenAI, began: threading.Barrier | None = None
+) -> list[openai.types.responses.Response]:
+    """The streamed answers to all prompts, asked at once; each that has written a few words waits for the others."""
+
+    def ask(prompt: str) -> openai.types.responses.Response:
+        deltas = []
+        with client.responses.create(
+            model=MODEL, input=prompt, max_output_tokens=96, temperature=0, stream=True
+        ) as stream:
+            for event in stream:
+                if event.type == "response.output_text.delta":
+                    deltas.append(event.delta)
+                    if len(deltas) == 5 and began:
+                        began.wait(HANG_S)
+                elif event.type in ("response.completed", "response.incomplete"):
+                    assert "".join(deltas) == event.response.output_text
+                    return event.response
+        raise AssertionError(f"no end came after {deltas}")
+
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        return list(threads.map(ask, PROMPTS))
+
+
+def test_answers_go_on_where_their_generator_was_killed(application: Application, client: openai.OpenAI) -> None:
+    unbroken = greedy_answers(client)
+    began = threading.Barrier(len(PROMPTS) + 1)
+    victim = application.replica_pid("Generator")
+
+    with ThreadPoolExecutor(1) as thread:
+        answering = thread.submit(greedy_answers, client.with_options(timeout=3 * HANG_S), began)
+        began.wait(HANG_S)
+        os.kill(victim, signal.SIGKILL)
+        broken = answering.result()
+
+    reasons = [answer.incomplete_details and answer.incomplete_details.reason for answer in broken]
+    assert set(reasons) <= {None, "max_output_tokens"}
+    # Where the tokens at the seam can be read in two ways, the model may go on in another.
+    same = [one.output_text == other.output_text for one, other in zip(broken, unbroken, strict=True)]
+    assert sum(same) >= len(PROMPTS) - 1
+    for one, other in zip(broken, unbroken, strict=True):
+        assert one.usage is not None
+        assert other.usage is not None
+        assert abs(one.usage.total_tokens - other.usage.total_tokens) <= 3
+
+
+def test_a_background_response_outlives_its_gateway(application: Application, client: openai.OpenAI) -> None:
+    victim = application.replica_pid("Gateway")
+    body = {"input": PROMPTS[0], "max_output_tokens": 96, "temperature": 0, "background": True, "stream": True}
+    events: list[tuple[int, str]] = []
+
+    def read(response: httpx.Response) -> None:
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                data = json.loads(line.removeprefix("data: "))
+                events.append((data["sequence_number"], data.get("delta", "")))
+                if data["type"] == "response.created":
+                    ids.append(data["response"]["id"])
+                if data["type"] in ("response.completed", "response.incomplete", "response.failed"):
+                    finals.append(data["response"])
+                if len([delta for _, delta in events if delta]) == 3:
+                    os.kill(victim, signal.SIGKILL)
+
+    ids: list[str] = []
+    finals: list[dict[str, object]] = []
+    with httpx.Client(base_url=application.url, timeout=HANG_S) as http:
+        with suppress(httpx.TransportError), http.stream("POST", "/v1/responses", json=body) as response:
+            read(response)
+        application.wait_until_ready()
+        deadline = time.monotonic() + HANG_S
+        while not finals:
+            assert time.monotonic() < deadline, f"the stream hangs after {events[-3:]}"
+            place = {"stream": "true", "starting_after": events[-1][0]}
+            with (
+                suppress(httpx.TransportError),
+                http.stream("GET", f"/v1/responses/{ids[0]}", params=place) as response,
+            ):
+                read(response)
+
+    assert [number for number, _ in events] == list(range(len(events)))
+    stored = client.responses.retrieve(ids[0])
+    assert stored.status in ("completed", "incomplete")
+    assert "".join(delta for _, delta in events) == stored.output_text
+    assert victim not in application.replica_pids("Gateway")

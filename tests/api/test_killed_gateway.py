@@ -1,0 +1,105 @@
+"""A gateway killed with -9 in mid-answer, and another that comes after it."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from serve_app.config import StorageConfig
+from serve_app.storage.database import open_database
+from serve_app.storage.schema import response_jobs, runners
+from serve_app.types import Json
+from tests.api.gateway_process import TEXT
+
+Start = Callable[[], tuple[subprocess.Popen[bytes], httpx.Client]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a gateway in a process of its own, over the same database as those before."""
+    with ExitStack() as stack:
+
+        def start() -> tuple[subprocess.Popen[bytes], httpx.Client]:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                port = listener.getsockname()[1]
+            command = [sys.executable, "-m", "tests.api.gateway_process", str(tmp_path), str(port)]
+            process = subprocess.Popen(command)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            transport = httpx.HTTPTransport(retries=10)  # until it listens: 10 tries take a minute and more
+            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=transport, timeout=60)
+            return process, stack.enter_context(client)
+
+        yield start
+
+
+def read(answer: httpx.Response, events: list[Json], until: int | None = None) -> None:
+    """Adds the events, as far as they come, or until there are so many deltas."""
+    with suppress(httpx.TransportError):
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                events.append(json.loads(line.removeprefix("data: ")))
+            if until and len([each for each in events if "delta" in each]) == until:
+                return
+
+
+def forget_the_dead(folder: Path) -> None:
+    """As if the time had passed after which who is silent is taken for dead."""
+    url = StorageConfig(folder=folder).resolved_database_url
+    with closing(open_database(url)) as database, database.write() as connection:
+        connection.execute(update(runners).values(heartbeat_at=0.0))
+        connection.execute(update(response_jobs).values(lease_until=0.0))
+
+
+def test_background_response_goes_on_in_another_gateway(start: Start, tmp_path: Path) -> None:
+    process, http = start()
+    events: list[Json] = []
+    with http.stream("POST", "/v1/responses", json={"input": "Hi", "background": True, "stream": True}) as answer:
+        read(answer, events, until=5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    forget_the_dead(tmp_path)
+
+    _, http = start()
+    response_id = events[0]["response"]["id"]
+    place = {"stream": "true", "starting_after": events[-1]["sequence_number"]}
+    with http.stream("GET", f"/v1/responses/{response_id}", params=place) as answer:
+        read(answer, events)
+
+    assert [each["sequence_number"] for each in events] == list(range(len(events)))
+    assert events[-1]["type"] == "response.completed"
+    assert "".join(each.get("delta", "") for each in events) == TEXT
+    with http.stream("GET", f"/v1/responses/{response_id}", params={"stream": "true"}) as answer:
+        again: list[Json] = []
+        read(answer, again)
+    assert again == events
+
+
+def test_response_with_a_client_ends_as_interrupted(start: Start, tmp_path: Path) -> None:
+    process, http = start()
+    events: list[Json] = []
+    with http.stream("POST", "/v1/responses", json={"input": "Hi", "stream": True}) as answer:
+        read(answer, events, until=5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    forget_the_dead(tmp_path)
+
+    _, http = start()
+    response_id = events[0]["response"]["id"]
+    place = {"stream": "true", "starting_after": events[-1]["sequence_number"]}
+    with http.stream("GET", f"/v1/responses/{response_id}", params=place) as answer:
+        read(answer, events)
+    follow_up = http.post("/v1/responses", json={"input": "And?", "previous_response_id": response_id})
+
+    assert [each["sequence_number"] for each in events] == list(range(len(events)))
+    assert events[-1]["type"] == "response.incomplete"
+    assert events[-1]["response"]["incomplete_details"] == {"reason": "interrupted"}
+    assert follow_up.json()["status"] == "completed"

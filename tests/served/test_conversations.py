@@ -1,0 +1,10 @@
+"""A minute of conversations under kill -9; `python -m bench.conversations` is the longer run of the same."""
+
+from bench.conversations import talk
+from tests.served.application import Application
+
+
+async def test_conversations_hold_what_was_acknowledged(application: Application) -> None:
+    application.wait_until_ready()
+
+    await talk(application, seconds=60, count=12, kill_every_s=15)
