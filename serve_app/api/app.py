@@ -18,6 +18,7 @@ from serve_app.api import (
     models,
     responses,
     statistics,
+    transfer,
     vector_stores,
 )
 from serve_app.api.context import Context
@@ -63,6 +64,7 @@ def create_app(
         embeddings,
         chat_completions,
         responses,
+        transfer,  # before the conversations: `import` is no conversation's id
         conversations,
         files,
         vector_stores,
