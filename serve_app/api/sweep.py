@@ -1,4 +1,4 @@
-"""What has expired goes: conversations and uploads at once, stores after a week, in which an update makes them usable."""
+"""What has expired goes: conversations and uploads at once, stores after a week in which any update keeps them."""
 
 import asyncio
 import logging
@@ -24,8 +24,8 @@ async def sweep_expired(context: Context) -> NoReturn:
 
 
 async def sweep(context: Context) -> None:
-    """Delete idle conversations. Free the bytes of expired uploads, which nobody sees any more, with their passages, and
-    of expired stores.
+    """Free the bytes of expired uploads, which nobody sees any more, with their passages; of expired stores; and of
+    conversations that have been idle for too long.
     """
     try:
         while await context.parts.sessions.delete_expired(context.config.sessions.expire_after_s):

@@ -40,7 +40,7 @@ def search_past(connection: Connection, past: Past, search: ItemSearch) -> Found
             )
             query = query.order_by(items.c.seq.desc())
             found += _take(connection, query, words, search.limit + 1 - len(found))
-    return _page(found, search.limit, lambda row: str(row.seq))
+    return _page(found, search, lambda row: str(row.seq))
 
 
 def search_all(connection: Connection, search: ItemSearch) -> FoundItems:
@@ -54,7 +54,7 @@ def search_all(connection: Connection, search: ItemSearch) -> FoundItems:
         query = query.where(tuple_(*position) < tuple_(int(time), log_id, int(seq)))
     query = query.order_by(*(column.desc() for column in position))
     found = _take(connection, query, words, search.limit + 1)
-    return _page(found, search.limit, lambda row: f"{row.created_at}.{row.seq}.{row.log_id}")
+    return _page(found, search, lambda row: f"{row.created_at}.{row.seq}.{row.log_id}")
 
 
 def has_metadata(metadata: dict[str, str]) -> list[ColumnElement[bool]]:
@@ -102,18 +102,18 @@ def _take(connection: Connection, query: Select[Any], words: Sequence[str], coun
     return taken
 
 
-def _page(rows: Sequence[ItemRow], limit: int, cursor: Callable[[ItemRow], str]) -> FoundItems:
+def _page(rows: Sequence[ItemRow], search: ItemSearch, cursor: Callable[[ItemRow], str]) -> FoundItems:
     return FoundItems(
         data=tuple(
             {
                 "object": "conversation.search_result",
-                "conversation_id": row.log_id,
+                "conversation_id": search.conversation_id or row.log_id,
                 "created_at": row.created_at,
                 "item": row.body,
             }
-            for row in rows[:limit]
+            for row in rows[: search.limit]
         ),
-        next_page=cursor(rows[limit - 1]) if len(rows) > limit else None,
+        next_page=cursor(rows[search.limit - 1]) if len(rows) > search.limit else None,
     )
 
 
