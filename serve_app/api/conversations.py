@@ -22,6 +22,10 @@ class ConversationExpiry(Wire):
     seconds: int = Field(ge=60, le=10 * 365 * 86_400)
 
 
+def seconds_of(expiry: ConversationExpiry | None) -> int | None:
+    return None if expiry is None else expiry.seconds
+
+
 class CreateConversation(Wire):
     metadata: Metadata | None = None
     items: Annotated[list[InputItem], Field(max_length=MAX_ITEMS)] | None = None
@@ -79,7 +83,7 @@ async def create_conversation(context: InContext, body: CreateConversation | Non
     # Made here, so that it is one conversation even if a replica that dies is asked to make it, and then another.
     conversation_id = new_id("conv")
     conversation = await context.parts.sessions.create_conversation(
-        conversation_id, body.metadata or {}, items, body.expires_after and body.expires_after.seconds
+        conversation_id, body.metadata or {}, items, seconds_of(body.expires_after)
     )
     return conversation.to_json()
 
@@ -112,7 +116,7 @@ async def update_conversation(conversation_id: str, body: UpdateConversation, co
     if "metadata" in body.model_fields_set:
         changes["metadata"] = body.metadata or {}
     if "expires_after" in body.model_fields_set:
-        changes["expires_after_s"] = body.expires_after and body.expires_after.seconds
+        changes["expires_after_s"] = seconds_of(body.expires_after)
     conversation = await context.parts.sessions.update_conversation(conversation_id, changes)
     return conversation.to_json()
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.api.context import Context, InContext
-from serve_app.api.conversations import ConversationExpiry
+from serve_app.api.conversations import ConversationExpiry, seconds_of
 from serve_app.api.errors import invalid_request
 from serve_app.api.items import InputItem, build_items
 from serve_app.api.middleware import check_json
@@ -89,10 +89,8 @@ def _import(spool: IO[bytes], context: Context) -> Json:
     for _ in _read_items(spool):
         pass
     header = _read_header(spool)
-    expires_after_s = header.expires_after and header.expires_after.seconds
-    imported = import_conversation(
-        context.database, new_id("conv"), header.metadata or {}, expires_after_s, _read_items(spool)
-    )
+    metadata, expires_after_s = header.metadata or {}, seconds_of(header.expires_after)
+    imported = import_conversation(context.database, new_id("conv"), metadata, expires_after_s, _read_items(spool))
     return imported.to_json()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, literal, null, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, literal, null, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import is_id
@@ -29,6 +29,15 @@ _NEWEST = (
     .order_by(items.c.seq.desc())
     .limit(bindparam("max_items"))
 )
+_is_there = and_(
+    items.c.log_id == bindparam("log"),
+    items.c.seq >= bindparam("first"),
+    items.c.seq < bindparam("end"),
+    items.c.body.is_not(null()),
+)
+_SOME = select(items.c.seq, items.c.created_at, items.c.body).where(_is_there).limit(bindparam("max_items"))
+_READ, _READ_NEWEST_FIRST = _SOME.order_by(items.c.seq), _SOME.order_by(items.c.seq.desc())
+_COUNT = select(func.count()).where(_is_there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +126,13 @@ def read_items(
 
     One query for each log that is needed.
     """
-    order = items.c.seq.desc() if newest_first else items.c.seq
     found: list[LoggedItem] = []
     for segment in reversed(past) if newest_first else past:
         first, end = max(segment.seqs.start, seqs.start), min(segment.seqs.stop, seqs.stop)
         if first < end and len(found) < max_items:
             rows = connection.execute(
-                select(items.c.seq, items.c.created_at, items.c.body)
-                .where(_is_between(segment.log_id, first, end), items.c.body.is_not(null()))
-                .order_by(order)
-                .limit(max_items - len(found))
+                _READ_NEWEST_FIRST if newest_first else _READ,
+                {"log": segment.log_id, "first": first, "end": end, "max_items": max_items - len(found)},
             )
             found += [LoggedItem(row.seq, row.created_at, row.body) for row in rows]
     return found
@@ -138,13 +144,8 @@ def count_items(connection: Connection, past: Past, seqs: range) -> int:
     for segment in past:
         first, end = max(segment.seqs.start, seqs.start), min(segment.seqs.stop, seqs.stop)
         if first < end:
-            query = select(func.count()).where(_is_between(segment.log_id, first, end), items.c.body.is_not(null()))
-            count += connection.scalar(query) or 0
+            count += connection.scalar(_COUNT, {"log": segment.log_id, "first": first, "end": end}) or 0
     return count
-
-
-def _is_between(log_id: str, first: int, end: int) -> ColumnElement[bool]:
-    return and_(items.c.log_id == log_id, items.c.seq >= first, items.c.seq < end)
 
 
 def _find_seq(connection: Connection, past: Past, item_id: str, param: str) -> int:

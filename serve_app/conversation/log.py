@@ -253,7 +253,7 @@ class ConversationLog:
         with self._database.read() as connection:
             _require_conversation(connection, conversation_id)
             place = find_place(connection, read_past(connection, conversation_id), item_id)
-            item = place and read_item(connection, place)
+            item = None if place is None else read_item(connection, place)
         if item is None:
             raise _not_found("Item", item_id)
         return item

@@ -116,10 +116,13 @@ def test_processes_that_are_stalled_anywhere_lose_nothing(
     owners, rounds, stall_s = 4, 20, 0.02
     conversation_id = log.create_conversation(new_id("conv"), {}, ()).id
     command = [sys.executable, "-m", "tests.conversation.writer", database_url, conversation_id]
-    pipes: dict[str, int] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(subprocess.Popen([*command, str(owner)], text=True, cwd=REPOSITORY, **pipes))
+            stack.enter_context(
+                subprocess.Popen(
+                    [*command, str(owner)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+                )
+            )
             for owner in range(owners)
         ]
         inputs = [writer.stdin for writer in writers if writer.stdin]

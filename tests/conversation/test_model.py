@@ -199,7 +199,7 @@ def test_conversations_are_what_a_simple_model_says(database: Database) -> None:
     OverThisDatabase.database = database
     # PostgreSQL takes five times as long, and differs only in its SQL.
     examples, steps = (30, 30) if database.dialect == "sqlite" else (5, 30)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         OverThisDatabase,
         settings=settings(
             max_examples=examples,
