@@ -116,6 +116,12 @@ class SessionsConfig(_Config):
     """Tokens of the prompt that the history may take; the oldest messages are left out."""
     max_cached_conversations: int = Field(10_000, ge=1)
     """Live conversations that one sessions replica keeps in memory."""
+    expire_after_days: float | None = Field(None, gt=0)
+    """A conversation that has been idle for so long is deleted, unless it says otherwise. None: never."""
+
+    @property
+    def expire_after_s(self) -> float | None:
+        return None if self.expire_after_days is None else self.expire_after_days * 86_400
 
 
 class ApiConfig(_Config):

@@ -16,8 +16,12 @@ from serve_app.types import (
     CloseTurn,
     Conversation,
     FloatMatrix,
+    ForkConversation,
+    FoundItems,
     GenerationRequest,
+    ItemSearch,
     Json,
+    LoggedItem,
     OpenedTurn,
     OpenTurn,
     Optimization,
@@ -100,6 +104,10 @@ class Generator(Protocol):
         ...
 
 
+ANY_LOG = ""
+"""For methods that are about no log, or about many."""
+
+
 class Run(Protocol):
     # What comes back has the type of the log's method.
     async def __call__(self, log_id: str, method: str, *arguments: object) -> Any:
@@ -117,23 +125,47 @@ class Sessions:
         self._run = run
 
     async def create_conversation(
-        self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
+        self,
+        conversation_id: str,
+        metadata: dict[str, str],
+        items: tuple[Json, ...],
+        expires_after_s: int | None = None,
     ) -> Conversation:
         answered: Conversation = await self._run(
-            conversation_id, "create_conversation", conversation_id, metadata, items
+            conversation_id, "create_conversation", conversation_id, metadata, items, expires_after_s
         )
+        return answered
+
+    async def list_conversations(self, page: PageQuery, metadata: dict[str, str]) -> Page:
+        answered: Page = await self._run(ANY_LOG, "list_conversations", page, metadata)
         return answered
 
     async def get_conversation(self, conversation_id: str) -> Conversation:
         answered: Conversation = await self._run(conversation_id, "get_conversation", conversation_id)
         return answered
 
-    async def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation:
-        answered: Conversation = await self._run(conversation_id, "update_conversation", conversation_id, metadata)
+    async def update_conversation(self, conversation_id: str, changes: Json) -> Conversation:
+        answered: Conversation = await self._run(conversation_id, "update_conversation", conversation_id, changes)
         return answered
 
     async def delete_conversation(self, conversation_id: str) -> None:
         await self._run(conversation_id, "delete_conversation", conversation_id)
+
+    async def delete_expired(self, default_after_s: float | None) -> bool:
+        answered: bool = await self._run(ANY_LOG, "delete_expired", default_after_s)
+        return answered
+
+    async def fork_conversation(self, fork: ForkConversation) -> Conversation:
+        answered: Conversation = await self._run(fork.conversation_id, "fork_conversation", fork)
+        return answered
+
+    async def list_branches(self, conversation_id: str) -> Json:
+        answered: Json = await self._run(conversation_id, "list_branches", conversation_id)
+        return answered
+
+    async def compare_conversations(self, conversation_id: str, other_id: str) -> Json:
+        answered: Json = await self._run(conversation_id, "compare_conversations", conversation_id, other_id)
+        return answered
 
     async def append_items(self, append: AppendItems) -> tuple[Json, ...]:
         answered: tuple[Json, ...] = await self._run(append.conversation_id, "append_items", append)
@@ -141,6 +173,16 @@ class Sessions:
 
     async def list_items(self, conversation_id: str, page: PageQuery) -> Page:
         answered: Page = await self._run(conversation_id, "list_items", conversation_id, page)
+        return answered
+
+    async def export_items(self, conversation_id: str, after_seq: int, max_items: int) -> tuple[LoggedItem, ...]:
+        answered: tuple[LoggedItem, ...] = await self._run(
+            conversation_id, "export_items", conversation_id, after_seq, max_items
+        )
+        return answered
+
+    async def search_items(self, search: ItemSearch) -> FoundItems:
+        answered: FoundItems = await self._run(search.conversation_id or ANY_LOG, "search_items", search)
         return answered
 
     async def get_item(self, conversation_id: str, item_id: str) -> Json:

@@ -208,17 +208,89 @@ class TableState:
 
 
 @dataclass(frozen=True, slots=True)
+class ForkPoint:
+    """Where a conversation left another: this item is the last that they share."""
+
+    conversation_id: str | None
+    """None: that one has been deleted."""
+    item_id: str
+
+    def to_json(self) -> Json:
+        return {"conversation_id": self.conversation_id, "item_id": self.item_id}
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     id: str
     created_at: int
     metadata: dict[str, str]
+    last_active_at: int
+    """When something was last added or changed."""
+    expires_after_s: int | None = None
+    """It is deleted when nothing has been added for so long. None: as the configuration says."""
+    forked_from: ForkPoint | None = None
 
     def to_json(self) -> Json:
+        expires_after = {"anchor": "last_active_at", "seconds": self.expires_after_s}
         return {
             "id": self.id,
             "object": "conversation",
             "created_at": self.created_at,
             "metadata": self.metadata,
+            "last_active_at": self.last_active_at,
+            "expires_after": None if self.expires_after_s is None else expires_after,
+            "forked_from": self.forked_from and self.forked_from.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ForkConversation:
+    """A new conversation that shares the past of another, up to and with an item."""
+
+    conversation_id: str
+    fork_id: str
+    """The id of the new conversation. The same again changes nothing, and returns what is there."""
+    item_id: str | None = None
+    """None: the newest."""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedItem:
+    """An item with its place in the log."""
+
+    seq: int
+    created_at: int
+    body: Json
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSearch:
+    """Messages that hold all words of the query, newest first: of one conversation, or of all with this metadata."""
+
+    query: str
+    conversation_id: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    created_after: int | None = None
+    """Unix seconds, this one included."""
+    created_before: int | None = None
+    """This one not included."""
+    limit: int = 20
+    page: str | None = None
+    """The `next_page` of the answer before."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundItems:
+    data: tuple[Json, ...]
+    next_page: str | None
+
+    def to_json(self) -> Json:
+        return {
+            "object": "conversation.search_results.page",
+            "data": list(self.data),
+            "has_more": self.next_page is not None,
+            "next_page": self.next_page,
         }
 
 

@@ -20,6 +20,7 @@ from serve_app.api import (
     responses,
     settings,
     statistics,
+    transfer,
     vector_stores,
 )
 from serve_app.api.context import Context
@@ -74,6 +75,7 @@ def create_app(
         embeddings,
         chat_completions,
         responses,
+        transfer,  # before the conversations: `import` is no conversation's id
         conversations,
         files,
         vector_stores,

@@ -30,6 +30,7 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _MAX_BODY_BYTES = 10 * 2**20
 _MULTIPART_FRAMING_BYTES = 64 * 2**10
 _CHECK_ON_THREAD_BYTES = 256 * 2**10
+_UPLOADS = ("/v1/files", "/v1/conversations/import")
 
 # What a JSON body must show before it is worth a look value by value: an escaped NUL or surrogate, NaN and the
 # infinities, and whole numbers too long for 64 bits.
@@ -100,7 +101,7 @@ class ApiKeys:
 class BodyGuard:
     """Bounds what is read of a request, and refuses text that no database or answer can hold.
 
-    An upload is counted while it streams. Every other body is read here, whole, and is JSON.
+    An upload is counted while it streams, and its route looks at it. Every other body is read here, whole, and is JSON.
     """
 
     def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:
@@ -113,7 +114,7 @@ class BodyGuard:
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             raise InvalidRequest("The URL holds a NUL character")
 
-        is_upload = scope["method"] == "POST" and get_route_path(scope) == "/v1/files"
+        is_upload = scope["method"] == "POST" and get_route_path(scope) in _UPLOADS
         limit = self._max_upload_bytes + _MULTIPART_FRAMING_BYTES if is_upload else _MAX_BODY_BYTES
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")

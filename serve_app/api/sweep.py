@@ -1,4 +1,4 @@
-"""What has expired goes: uploads at once, stores after a week in which an update would make them usable again."""
+"""What has expired goes: conversations and uploads at once, stores after a week in which any update keeps them."""
 
 import asyncio
 import logging
@@ -24,8 +24,12 @@ async def sweep_expired(context: Context) -> NoReturn:
 
 
 async def sweep(context: Context) -> None:
-    """Free the bytes of expired uploads, which nobody sees any more, with their passages, and of expired stores."""
+    """Free the bytes of expired uploads, which nobody sees any more, with their passages; of expired stores; and of
+    conversations that have been idle for too long.
+    """
     try:
+        while await context.parts.sessions.delete_expired(context.config.sessions.expire_after_s):
+            pass
         for file_id in await run_in_threadpool(context.files.expired_ids):
             await delete_everywhere(context, file_id)
         for store_id in await run_in_threadpool(context.catalog.expired_for, KEEP_EXPIRED_STORES_S):

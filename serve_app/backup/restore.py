@@ -298,7 +298,8 @@ def _insert_conversations(connection: Connection, tables: Tables) -> int:
     for batch in _batches(_rows(tables, "logs")):
         ids = [row["id"] for row in batch]
         here = set(connection.execute(select(logs.c.id).where(logs.c.id.in_(ids))).scalars())
-        missing = [row for row in batch if row["id"] not in here]
+        # As with stores: an old backup's conversation would expire at once.
+        missing = [row | {"last_active_at": now_s()} for row in batch if row["id"] not in here]
         _insert_rows(connection, logs, missing)
         restored.update(row["id"] for row in missing)
         conversations += sum(row["is_conversation"] for row in missing)

@@ -9,6 +9,7 @@ import typer
 from serve_app.cli.ask import ask, chat
 from serve_app.cli.backup import backup, backups, restore
 from serve_app.cli.check import check
+from serve_app.cli.conversations import conversations, export, import_
 from serve_app.cli.ingest import ingest
 from serve_app.cli.serve import serve
 from serve_app.cli.stores import stores
@@ -25,6 +26,9 @@ app.command()(serve)
 app.command()(ingest)
 app.command()(ask)
 app.command()(chat)
+app.command()(conversations)
+app.command()(export)
+app.command("import")(import_)
 app.command()(stores)
 app.command()(versions)
 app.command()(rollback)

@@ -14,12 +14,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cachetools import LRUCache
+from cachetools import TTLCache
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from serve_app.conversation.items import Point, insert_items
 from serve_app.storage.schema import logs
-from serve_app.types import Json
+from serve_app.types import Json, now_s
+
+IDLE_S = 3600
+"""A log that this process has not written to for so long leaves its memory."""
 
 # Statements of every append are built once: building costs as much as SQLite takes to run them.
 _MOVE_HEAD = (
@@ -29,7 +32,7 @@ _MOVE_HEAD = (
         logs.c.epoch == bindparam("known_epoch"),
         logs.c.head == bindparam("known_head"),
     )
-    .values(head=logs.c.head + bindparam("count"))
+    .values(head=logs.c.head + bindparam("count"), last_active_at=bindparam("now"))
 )
 
 
@@ -71,9 +74,11 @@ def new_log(
     created_at: int,
     conversation_metadata: dict[str, str] | None,
     past: Point | None,
+    expires_after_s: int | None = None,
 ) -> OwnedLog:
     """A new empty log, owned by us: a conversation if it has metadata, even empty. It goes on from `past`."""
     is_conversation = conversation_metadata is not None
+    head = past.seq if past else 0
     connection.execute(
         insert(logs).values(
             id=log_id,
@@ -81,12 +86,14 @@ def new_log(
             metadata=conversation_metadata or {},
             created_at=created_at,
             epoch=1,
-            head=0,
+            head=head,
             parent_id=past and past.log_id,
             parent_seq=past and past.seq,
+            last_active_at=created_at,
+            expires_after_s=expires_after_s,
         )
     )
-    return OwnedLog(connection, log_id, Fence(epoch=1, head=0, is_conversation=is_conversation))
+    return OwnedLog(connection, log_id, Fence(epoch=1, head=head, is_conversation=is_conversation))
 
 
 def take_over(connection: Connection, log_id: str) -> Fence | None:
@@ -110,9 +117,8 @@ def keep_log(connection: Connection, log_id: str) -> bool:
 
 
 def _move_head(connection: Connection, log_id: str, fence: Fence, count: int) -> Fence:
-    moved = connection.execute(
-        _MOVE_HEAD, {"log_id": log_id, "known_epoch": fence.epoch, "known_head": fence.head, "count": count}
-    )
+    known = {"log_id": log_id, "known_epoch": fence.epoch, "known_head": fence.head}
+    moved = connection.execute(_MOVE_HEAD, {**known, "count": count, "now": now_s()})
     if moved.rowcount == 0:
         raise Fenced
     return Fence(fence.epoch, fence.head + count, fence.is_conversation)
@@ -122,7 +128,7 @@ class Fences:
     """The fences of the logs that this process used last. One that is lost, or out of date, costs one more UPDATE."""
 
     def __init__(self, max_cached: int) -> None:
-        self._by_log: LRUCache[str, Fence] = LRUCache(max_cached)
+        self._by_log: TTLCache[str, Fence] = TTLCache(max_cached, IDLE_S)
         self._lock = threading.Lock()
         self.rejected = 0
 

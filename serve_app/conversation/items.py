@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, insert, literal, null, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, literal, null, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import is_id
+from serve_app.conversation.past import Past, seqs_of
 from serve_app.errors import InvalidRequest
 from serve_app.storage.schema import items, logs
-from serve_app.types import Json, Page, PageQuery, now_s
+from serve_app.types import Json, LoggedItem, Page, PageQuery, now_s
+
+_LOGS_AT_ONCE = 500
+"""PostgreSQL and SQLite take only so many values in one statement."""
 
 # Statements of every turn are built once: building costs as much as SQLite takes to run them.
 _INSERT = insert(items)
@@ -25,6 +29,15 @@ _NEWEST = (
     .order_by(items.c.seq.desc())
     .limit(bindparam("max_items"))
 )
+_is_there = and_(
+    items.c.log_id == bindparam("log"),
+    items.c.seq >= bindparam("first"),
+    items.c.seq < bindparam("end"),
+    items.c.body.is_not(null()),
+)
+_SOME = select(items.c.seq, items.c.created_at, items.c.body).where(_is_there).limit(bindparam("max_items"))
+_READ, _READ_NEWEST_FIRST = _SOME.order_by(items.c.seq), _SOME.order_by(items.c.seq.desc())
+_COUNT = select(func.count()).where(_is_there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +48,21 @@ class Point:
     seq: int
 
 
-def insert_items(connection: Connection, first: Point, epoch: int, key: str, bodies: Sequence[Json]) -> None:
-    """Write items at and after `first`. Raises `InvalidRequest` if the log already has one of their ids."""
+def insert_items(
+    connection: Connection,
+    first: Point,
+    epoch: int,
+    key: str,
+    bodies: Sequence[Json],
+    times: Sequence[int] | None = None,
+) -> None:
+    """Write items at and after `first`. Raises `InvalidRequest` if the log already has one of their ids.
+
+    `times` says when each was made, if that is not now.
+    """
     if not bodies:
         return
-    created_at = now_s()
+    now = now_s()
     rows = [
         {
             "log_id": first.log_id,
@@ -48,7 +71,7 @@ def insert_items(connection: Connection, first: Point, epoch: int, key: str, bod
             "idempotency_key": f"{key}:{index}",
             "epoch": epoch,
             "body": body,
-            "created_at": created_at,
+            "created_at": times[index] if times else now,
         }
         for index, body in enumerate(bodies)
     ]
@@ -76,36 +99,61 @@ def read_appended(connection: Connection, first: Point, key: str, count: int) ->
     return tuple(row.body for row in rows if row.idempotency_key.startswith(f"{key}:"))
 
 
-def read_page(connection: Connection, log_id: str, page: PageQuery, seqs: range | None = None) -> Page:
-    """One page of the items of a log, or of those whose seq is in `seqs`; deleted ones are left out.
+def read_page(connection: Connection, past: Past, page: PageQuery) -> Page:
+    """One page of the items of a past; deleted ones are left out.
 
     With `before` alone, the page is the one that ends just before that item. Raises `InvalidRequest` for a cursor that
-    never was an item of the log.
+    never was an item of it.
     """
-    query = select(items.c.body).where(items.c.log_id == log_id, items.c.body.is_not(null()))
-    if seqs is not None:
-        query = query.where(items.c.seq >= seqs.start, items.c.seq < seqs.stop)
+    seqs = seqs_of(past)
     ascends = page.order == "asc"
     if page.after is not None:
-        cursor = _find_seq(connection, log_id, page.after, "after")
-        query = query.where(items.c.seq > cursor if ascends else items.c.seq < cursor)
+        cursor = _find_seq(connection, past, page.after, "after")
+        seqs = range(cursor + 1, seqs.stop) if ascends else range(seqs.start, cursor)
     if page.before is not None:
-        cursor = _find_seq(connection, log_id, page.before, "before")
-        query = query.where(items.c.seq < cursor if ascends else items.c.seq > cursor)
+        cursor = _find_seq(connection, past, page.before, "before")
+        seqs = range(seqs.start, cursor) if ascends else range(cursor + 1, seqs.stop)
     is_backwards = page.before is not None and page.after is None
-    query = query.order_by(items.c.seq if ascends != is_backwards else items.c.seq.desc())
-    bodies = connection.scalars(query.limit(page.limit + 1)).all()
-    kept = bodies[: page.limit]
-    return Page(tuple(reversed(kept) if is_backwards else kept), has_more=len(bodies) > page.limit)
+    found = read_items(connection, past, seqs, page.limit + 1, newest_first=ascends == is_backwards)
+    bodies = [item.body for item in found[: page.limit]]
+    return Page(tuple(reversed(bodies) if is_backwards else bodies), has_more=len(found) > page.limit)
 
 
-def _find_seq(connection: Connection, log_id: str, item_id: str, param: str) -> int:
+def read_items(
+    connection: Connection, past: Past, seqs: range, max_items: int, newest_first: bool = False
+) -> list[LoggedItem]:
+    """The first items of a past, or the last, whose seq is in `seqs`, without deleted ones.
+
+    One query for each log that is needed.
+    """
+    found: list[LoggedItem] = []
+    for segment in reversed(past) if newest_first else past:
+        first, end = max(segment.seqs.start, seqs.start), min(segment.seqs.stop, seqs.stop)
+        if first < end and len(found) < max_items:
+            rows = connection.execute(
+                _READ_NEWEST_FIRST if newest_first else _READ,
+                {"log": segment.log_id, "first": first, "end": end, "max_items": max_items - len(found)},
+            )
+            found += [LoggedItem(row.seq, row.created_at, row.body) for row in rows]
+    return found
+
+
+def count_items(connection: Connection, past: Past, seqs: range) -> int:
+    """How many items of a past, whose seq is in `seqs`, have not been deleted."""
+    count = 0
+    for segment in past:
+        first, end = max(segment.seqs.start, seqs.start), min(segment.seqs.stop, seqs.stop)
+        if first < end:
+            count += connection.scalar(_COUNT, {"log": segment.log_id, "first": first, "end": end}) or 0
+    return count
+
+
+def _find_seq(connection: Connection, past: Past, item_id: str, param: str) -> int:
     # A deleted item still marks a place, so that a client can delete what it pages through.
-    query = select(items.c.seq).where(items.c.log_id == log_id, items.c.item_id == item_id)
-    seq: int | None = connection.scalar(query) if is_id(item_id) else None
-    if seq is None:
+    place = find_place(connection, past, item_id)
+    if place is None:
         raise InvalidRequest(f"{param!r} names no item of this list: {item_id!r}.", param=param)
-    return seq
+    return place.seq
 
 
 def read_history(connection: Connection, end: Point | None, max_items: int) -> tuple[Json, ...]:
@@ -123,12 +171,25 @@ def read_history(connection: Connection, end: Point | None, max_items: int) -> t
     return tuple(reversed(newest_first))
 
 
-def find_item(connection: Connection, log_id: str, item_id: str) -> Json | None:
+def find_place(connection: Connection, past: Past, item_id: str) -> Point | None:
+    """Where in a past an item is, or was before it was deleted."""
     if not is_id(item_id):
         return None
-    body: Json | None = connection.scalar(
-        select(items.c.body).where(items.c.log_id == log_id, items.c.item_id == item_id)
-    )
+    seqs = {segment.log_id: segment.seqs for segment in past}
+    log_ids = list(seqs)
+    for start in range(0, len(log_ids), _LOGS_AT_ONCE):
+        some = log_ids[start : start + _LOGS_AT_ONCE]
+        query = select(items.c.log_id, items.c.seq).where(items.c.log_id.in_(some), items.c.item_id == item_id)
+        for row in connection.execute(query):
+            if row.seq in seqs[row.log_id]:
+                return Point(row.log_id, row.seq)
+    return None
+
+
+def read_item(connection: Connection, place: Point) -> Json | None:
+    """None if it has been deleted."""
+    query = select(items.c.body).where(items.c.log_id == place.log_id, items.c.seq == place.seq)
+    body: Json | None = connection.scalar(query)
     return body
 
 
@@ -141,13 +202,17 @@ def withdraw_items(connection: Connection, log_id: str, item_ids: Sequence[str])
     )
 
 
-def erase_item(connection: Connection, log_id: str, item_id: str) -> bool:
+def erase_item(connection: Connection, place: Point) -> bool:
     """Delete what an item holds; its place stays, so that seqs have no gaps. False if there is nothing to delete."""
-    if not is_id(item_id):
-        return False
     erased = connection.execute(
         update(items)
-        .where(items.c.log_id == log_id, items.c.item_id == item_id, items.c.body.is_not(null()))
+        .where(items.c.log_id == place.log_id, items.c.seq == place.seq, items.c.body.is_not(null()))
         .values(body=null())
     )
     return erased.rowcount == 1
+
+
+def item_text(item: Json) -> str:
+    """What a message says; empty for other items."""
+    content = item.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part.get("text") or "" for part in content)

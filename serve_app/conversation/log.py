@@ -4,22 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import check_items, check_json, check_key, is_id
 from serve_app.conversation.fence import Fence, Fenced, Fences, OwnedLog, keep_log, new_log, take_over
+from serve_app.conversation.forks import compare, drop_conversation, find_fork_point, read_branches
 from serve_app.conversation.items import (
     Point,
     erase_item,
     find_appended,
-    find_item,
+    find_place,
     read_appended,
     read_history,
+    read_item,
+    read_items,
     read_page,
     withdraw_items,
 )
 from serve_app.conversation.jobs import end_job
+from serve_app.conversation.past import Segment, read_past
 from serve_app.conversation.responses import (
     IN_PROGRESS,
     INTERRUPTED,
@@ -34,14 +38,22 @@ from serve_app.conversation.responses import (
     interrupted,
     is_running,
 )
+from serve_app.conversation.search import has_metadata, search_all, search_past
 from serve_app.errors import Conflict, NotFound
 from serve_app.storage.database import Database
+from serve_app.storage.paging import select_page
+from serve_app.storage.schema import items as items_table
 from serve_app.storage.schema import logs, responses
 from serve_app.types import (
     AppendItems,
     CloseTurn,
     Conversation,
+    ForkConversation,
+    ForkPoint,
+    FoundItems,
+    ItemSearch,
     Json,
+    LoggedItem,
     OpenedTurn,
     OpenTurn,
     Page,
@@ -52,6 +64,9 @@ from serve_app.types import (
 )
 
 T = TypeVar("T")
+
+EXPIRED_AT_ONCE = 100
+"""Conversations, and responses, that one call of `delete_expired` deletes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,40 +104,118 @@ class ConversationLog:
     # --- conversations --------------------------------------------------------------------------
 
     def create_conversation(
-        self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
+        self,
+        conversation_id: str,
+        metadata: dict[str, str],
+        items: tuple[Json, ...],
+        expires_after_s: int | None = None,
     ) -> Conversation:
         """Asked again with the same id, it changes nothing and returns what is there."""
         check_json(metadata, "metadata")
         check_items(items, "items")
-        conversation = Conversation(conversation_id, now_s(), metadata)
         with self._database.write() as connection:
             if existing := _find_conversation(connection, conversation_id):
                 return existing
-            log = new_log(connection, conversation.id, conversation.created_at, metadata, past=None)
+            created_at = now_s()
+            log = new_log(connection, conversation_id, created_at, metadata, None, expires_after_s)
             log.append("create", items)
         self._fences.keep(log)
-        return conversation
+        return Conversation(conversation_id, created_at, metadata, created_at, expires_after_s)
+
+    def list_conversations(self, page: PageQuery, metadata: dict[str, str]) -> Page:
+        """Those that have all this metadata. Raises `InvalidRequest` for an unknown cursor."""
+        has_all = and_(logs.c.is_conversation, *has_metadata(metadata))
+        with self._database.read() as connection:
+            key = (logs.c.created_at, logs.c.id)
+            rows, has_more = select_page(connection, _CONVERSATIONS, key, page, only=has_all)
+        return Page(tuple(_conversation(row).to_json() for row in rows), has_more)
 
     def get_conversation(self, conversation_id: str) -> Conversation:
         """Raises `NotFound`, as all that take a conversation's id do."""
         with self._database.read() as connection:
             return _require_conversation(connection, conversation_id)
 
-    def update_conversation(self, conversation_id: str, metadata: dict[str, str]) -> Conversation:
-        """Replace its metadata."""
-        check_json(metadata, "metadata")
-        with self._database.write() as connection:
-            conversation = _require_conversation(connection, conversation_id)
-            connection.execute(update(logs).where(logs.c.id == conversation_id).values(metadata=metadata))
-        return Conversation(conversation.id, conversation.created_at, metadata)
-
-    def delete_conversation(self, conversation_id: str) -> None:
-        """Delete it with its items and its responses. Responses that branched off it keep only what they added."""
+    def update_conversation(self, conversation_id: str, changes: Json) -> Conversation:
+        """`changes` may hold `metadata` and `expires_after_s`. What it does not hold stays."""
+        check_json(changes.get("metadata"), "metadata")
         with self._database.write() as connection:
             _require_conversation(connection, conversation_id)
-            # Responses before their log, in the order in which `close_turn` locks them.
-            connection.execute(delete(responses).where(responses.c.log_id == conversation_id))
-            connection.execute(delete(logs).where(logs.c.id == conversation_id))
+            values = {**changes, "last_active_at": now_s()}
+            connection.execute(update(logs).where(logs.c.id == conversation_id).values(values))
+            return _require_conversation(connection, conversation_id)
+
+    def delete_conversation(self, conversation_id: str) -> None:
+        """Delete it with its items and its responses. What branches share with it stays in them."""
+        with self._database.write() as connection:
+            _require_conversation(connection, conversation_id)
+            if not drop_conversation(connection, conversation_id):
+                raise _not_found("Conversation", conversation_id)
+
+    def delete_expired(self, default_after_s: float | None) -> bool:
+        """Delete some of what has been idle for too long, as if each were deleted by its id. True if more may be left.
+
+        `default_after_s` is for conversations without an expiry of their own, and for responses outside of any. With
+        None those stay.
+        """
+        idle_s = now_s() - logs.c.last_active_at
+        has_expired = func.coalesce(logs.c.expires_after_s, default_after_s) <= idle_s
+        has_response = exists().where(responses.c.id == logs.c.id)
+        query = select(logs.c.id).where(has_expired, logs.c.is_conversation | has_response).limit(EXPIRED_AT_ONCE)
+        with self._database.read() as connection:
+            expired = connection.scalars(query).all()
+        for log_id in expired:
+            with self._database.write() as connection:
+                # It may have been used meanwhile.
+                if connection.scalar(query.where(logs.c.id == log_id).with_for_update(of=logs)) is not None:
+                    self._delete_log(connection, log_id)
+        return len(expired) == EXPIRED_AT_ONCE
+
+    def _delete_log(self, connection: Connection, log_id: str) -> None:
+        if not drop_conversation(connection, log_id):
+            delete_response(connection, log_id)
+            drop_unused_logs(connection, log_id)
+
+    # --- forks ----------------------------------------------------------------------------------
+
+    def fork_conversation(self, fork: ForkConversation) -> Conversation:
+        """A new conversation with the same past, of which nothing is copied."""
+        check_json(fork.metadata, "metadata")
+        try:
+            return self._fork(fork)
+        except IntegrityError:
+            # Another process has just made the same one. It has committed, so now we find it.
+            return self._fork(fork)
+
+    def _fork(self, fork: ForkConversation) -> Conversation:
+        with self._database.write() as connection:
+            _require_conversation(connection, fork.conversation_id)
+            if existing := _find_conversation(connection, fork.fork_id):
+                return existing
+            point = find_fork_point(connection, read_past(connection, fork.conversation_id), fork.item_id)
+            if point is None and fork.item_id is not None:
+                raise _not_found("Item", fork.item_id, "item_id")
+            if point is None:
+                raise _not_found("Conversation", fork.conversation_id)
+            log = new_log(connection, fork.fork_id, now_s(), fork.metadata, point if point.seq else None)
+            forked = _require_conversation(connection, fork.fork_id)
+        self._fences.keep(log)
+        return forked
+
+    def list_branches(self, conversation_id: str) -> Json:
+        """The tree of all branches that share a past with it, its root first, at most `forks.MAX_BRANCHES` of them."""
+        with self._database.read() as connection:
+            _require_conversation(connection, conversation_id)
+            return read_branches(connection, read_past(connection, conversation_id))
+
+    def compare_conversations(self, conversation_id: str, other_id: str) -> Json:
+        """What only one of the two has, after their last common item."""
+        with self._database.read() as connection:
+            _require_conversation(connection, conversation_id)
+            if _find_conversation(connection, other_id) is None:
+                raise _not_found("Conversation", other_id, "with")
+            return compare(connection, conversation_id, other_id)
+
+    # --- items ----------------------------------------------------------------------------------
 
     def append_items(self, append: AppendItems) -> tuple[Json, ...]:
         """Returns the items as stored: those of the first append with this key, without what was deleted since."""
@@ -143,20 +236,38 @@ class ConversationLog:
         """Without deleted items. Raises `InvalidRequest` if `after` or `before` is not an item of the conversation."""
         with self._database.read() as connection:
             _require_conversation(connection, conversation_id)
-            return read_page(connection, conversation_id, page)
+            return read_page(connection, read_past(connection, conversation_id), page)
+
+    def export_items(self, conversation_id: str, after_seq: int, max_items: int) -> tuple[LoggedItem, ...]:
+        """The first items after that place, oldest first. None once there are no more."""
+        with self._database.read() as connection:
+            _require_conversation(connection, conversation_id)
+            past = read_past(connection, conversation_id)
+            return tuple(read_items(connection, past, range(after_seq + 1, _SEQ_END), max_items))
+
+    def search_items(self, search: ItemSearch) -> FoundItems:
+        """Raises `InvalidRequest` for a query without words, or with too many, and for an unknown page."""
+        with self._database.read() as connection:
+            if search.conversation_id is None:
+                return search_all(connection, search)
+            _require_conversation(connection, search.conversation_id)
+            return search_past(connection, read_past(connection, search.conversation_id), search)
 
     def get_item(self, conversation_id: str, item_id: str) -> Json:
         with self._database.read() as connection:
             _require_conversation(connection, conversation_id)
-            item = find_item(connection, conversation_id, item_id)
+            place = find_place(connection, read_past(connection, conversation_id), item_id)
+            item = None if place is None else read_item(connection, place)
         if item is None:
             raise _not_found("Item", item_id)
         return item
 
     def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
+        """Delete what it holds, in every branch that shares it."""
         with self._database.write() as connection:
             conversation = _require_conversation(connection, conversation_id)
-            if not erase_item(connection, conversation_id, item_id):
+            place = find_place(connection, read_past(connection, conversation_id), item_id)
+            if place is None or not erase_item(connection, place):
                 raise _not_found("Item", item_id)
         return conversation
 
@@ -319,7 +430,7 @@ class ConversationLog:
         with self._database.read() as connection:
             row = _require_response(connection, response_id)
             seqs = range(row.first_seq, row.first_seq + row.input_count)
-            return read_page(connection, row.log_id, page, seqs)
+            return read_page(connection, (Segment(row.log_id, seqs),), page)
 
     def _finished(self, connection: Connection, row: ResponseRow) -> RecordedResponse:
         """A response that nobody works on any more, stored as interrupted if it is still in progress."""
@@ -376,10 +487,38 @@ def _input_key(turn: OpenTurn) -> str:
     return f"input:{turn.idempotency_key or turn.response['id']}"
 
 
+_SEQ_END = 2**31
+"""After every seq."""
+
+_parent = logs.alias("parent")
+_CONVERSATIONS = (
+    select(logs, items_table.c.item_id.label("fork_item_id"), _parent.c.is_conversation.label("parent_is_conversation"))
+    .outerjoin(_parent, _parent.c.id == logs.c.parent_id)
+    .outerjoin(items_table, and_(items_table.c.log_id == logs.c.parent_id, items_table.c.seq == logs.c.parent_seq))
+)
+_FIND_CONVERSATION = _CONVERSATIONS.where(logs.c.id == bindparam("log"), logs.c.is_conversation)
+
+
 def _find_conversation(connection: Connection, conversation_id: str) -> Conversation | None:
-    query = select(logs).where(logs.c.id == conversation_id, logs.c.is_conversation)
-    row = connection.execute(query).one_or_none() if is_id(conversation_id) else None
-    return None if row is None else Conversation(row.id, row.created_at, row.metadata)
+    if not is_id(conversation_id):
+        return None
+    row = connection.execute(_FIND_CONVERSATION, {"log": conversation_id}).mappings().one_or_none()
+    return None if row is None else _conversation(row)
+
+
+def _conversation(row: RowMapping) -> Conversation:
+    forked_from = None
+    if row["fork_item_id"] is not None:
+        parent_id = row["parent_id"] if row["parent_is_conversation"] else None
+        forked_from = ForkPoint(parent_id, row["fork_item_id"])
+    return Conversation(
+        id=row["id"],
+        created_at=row["created_at"],
+        metadata=row["metadata"],
+        last_active_at=row["last_active_at"],
+        expires_after_s=row["expires_after_s"],
+        forked_from=forked_from,
+    )
 
 
 def _require_conversation(connection: Connection, conversation_id: str) -> Conversation:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, func, insert, select, update
 
 from serve_app.conversation.checks import is_id
 from serve_app.conversation.jobs import insert_job
 from serve_app.conversation.runners import RUNNER_TIMEOUT_S
 from serve_app.storage.clock import database_time
-from serve_app.storage.schema import logs, response_jobs, responses, runners
+from serve_app.storage.schema import items, logs, response_jobs, responses, runners
 from serve_app.types import Json, OpenTurn, RecordedResponse, now_s
 
 IN_PROGRESS = "in_progress"
@@ -105,19 +105,32 @@ def delete_response(connection: Connection, response_id: str) -> None:
 
 
 def drop_unused_logs(connection: Connection, log_id: str) -> None:
-    """Delete a response's own log if no response and no other log needs it, and then likewise its parents."""
+    """Delete a log that is no conversation, if no response and no other log needs it, and then likewise its parents.
+
+    Of a log that others need, the items that they do not share are deleted.
+    """
     unused: str | None = log_id
     while unused is not None:
         log = connection.execute(
-            select(logs.c.is_conversation, logs.c.parent_id).where(logs.c.id == unused).with_for_update()
+            select(logs.c.is_conversation, logs.c.parent_id, logs.c.head).where(logs.c.id == unused).with_for_update()
         ).one_or_none()
-        if log is None or log.is_conversation or _is_used(connection, unused):
+        if log is None or log.is_conversation or _has_response(connection, unused):
+            return
+        shared_seq = find_shared_seq(connection, unused)
+        if shared_seq is not None:
+            if shared_seq < log.head:
+                connection.execute(delete(items).where(items.c.log_id == unused, items.c.seq > shared_seq))
+                connection.execute(update(logs).where(logs.c.id == unused).values(head=shared_seq))
             return
         connection.execute(delete(logs).where(logs.c.id == unused))
         unused = log.parent_id
 
 
-def _is_used(connection: Connection, log_id: str) -> bool:
-    has_response = exists().where(responses.c.log_id == log_id)
-    has_children = exists().where(logs.c.parent_id == log_id)
-    return bool(connection.scalar(select(has_response | has_children)))
+def find_shared_seq(connection: Connection, log_id: str) -> int | None:
+    """The last item of the log that another has in its past; None if there is none."""
+    seq: int | None = connection.scalar(select(func.max(logs.c.parent_seq)).where(logs.c.parent_id == log_id))
+    return seq
+
+
+def _has_response(connection: Connection, log_id: str) -> bool:
+    return bool(connection.scalar(select(exists().where(responses.c.log_id == log_id))))

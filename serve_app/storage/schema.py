@@ -21,7 +21,8 @@ from sqlalchemy import (
 metadata = MetaData()
 
 # A log of items. A conversation is one (`conv_…`); a stored response outside any conversation is one too (its id is the
-# response's), whose parent is the log of the response before it. So a branch shares its past and copies nothing.
+# response's), whose parent is the log of the response before it; and so is what forks still need of a deleted
+# conversation (`past_…`). A branch shares its past and copies nothing.
 logs = Table(
     "logs",
     metadata,
@@ -30,17 +31,20 @@ logs = Table(
     Column("metadata", JSON, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("epoch", Integer, nullable=False),  # the fence: who takes a log over raises it
-    Column("head", Integer, nullable=False),  # seq of the newest item; 0 if there is none
+    Column("head", Integer, nullable=False),  # seq of the newest item; parent_seq or 0 if there is none
     Column("parent_id", String(80)),
     Column("parent_seq", Integer),  # the past ends with this item of the parent
+    Column("last_active_at", BigInteger, nullable=False),  # when something was last added or changed
+    Column("expires_after_s", BigInteger),  # of inactivity; null: as the configuration says
     Index("logs_by_parent", "parent_id"),
+    Index("logs_by_creation", "created_at", "id"),
 )
 
 items = Table(
     "items",
     metadata,
     Column("log_id", String(80), primary_key=True),
-    Column("seq", Integer, primary_key=True),  # 1, 2, … without gaps
+    Column("seq", Integer, primary_key=True),  # without gaps from 1, or from the parent_seq on
     Column("item_id", String(80), nullable=False),
     Column("idempotency_key", String(300), nullable=False),  # of the append (255), with its kind and the item's index
     Column("epoch", Integer, nullable=False),  # the fence it was written under
@@ -49,6 +53,7 @@ items = Table(
     ForeignKeyConstraint(["log_id"], ["logs.id"], ondelete="CASCADE"),
     Index("items_by_id", "log_id", "item_id", unique=True),
     Index("items_by_idempotency_key", "log_id", "idempotency_key", unique=True),
+    Index("items_by_time", "created_at"),
 )
 
 responses = Table(

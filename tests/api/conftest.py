@@ -13,9 +13,11 @@ from openai import OpenAI
 from serve_app.api.app import create_app
 from serve_app.api.context import Context
 from serve_app.config import ApiConfig, AppConfig, StorageConfig
+from serve_app.conversation.log import ConversationLog
 from serve_app.parts import Parts
 from serve_app.storage.database import Database, open_database
 from tests.api.parts import HashEmbedder, RecordingIndexer, ScriptedRetriever, knowledge_parts
+from tests.fakes import LocalSessions
 from tests.server import serve
 
 MAX_UPLOAD_BYTES = 100_000
@@ -70,7 +72,8 @@ def running_api(folder: Path) -> Iterator[Api]:
     embedder, retriever, indexer = HashEmbedder(), ScriptedRetriever(), RecordingIndexer()
     part_states = {"generator": "ok", "indexer": "ok"}
     with open_test_database(folder) as database:
-        app = build_app(folder, database, knowledge_parts(embedder, retriever, indexer), part_states)
+        sessions = LocalSessions(ConversationLog(database, max_cached=10))
+        app = build_app(folder, database, knowledge_parts(embedder, retriever, indexer, sessions), part_states)
         with serve(app) as url:
             api = Api(url, folder, database, embedder, retriever, indexer, part_states, app.state.context)
             with api.openai, api.http:

@@ -99,8 +99,10 @@ class RecordingIndexer:
         self.told.append(message)
 
 
-def knowledge_parts(embedder: Embedder, retriever: Retriever, indexer: Indexer) -> Parts:
-    """For tests of routes that neither generate nor remember."""
+def knowledge_parts(
+    embedder: Embedder, retriever: Retriever, indexer: Indexer, sessions: Sessions | None = None
+) -> Parts:
+    """For tests of routes that do not generate."""
     missing = object()
     tallies = Counter[Tally]()
     return Parts(
@@ -109,7 +111,7 @@ def knowledge_parts(embedder: Embedder, retriever: Retriever, indexer: Indexer) 
         retriever=CountedRetriever(retriever, tallies),
         indexer=indexer,
         generator=cast(Generator, missing),
-        sessions=cast(Sessions, missing),
+        sessions=sessions or cast(Sessions, missing),
         count_tokens=lambda text: len(text.split()),
         tallies=tallies,
     )

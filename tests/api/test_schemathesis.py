@@ -19,10 +19,16 @@ from tests.api.conftest import Api
 # Its parameters are classes of schemathesis's own, and nothing here depends on them.
 Operation = APIOperation[Any, Any, Any, Any]
 
-PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models", "/v1/backups")
-OPERATIONS = 37
+PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models", "/v1/backups", "/v1/conversations")
+OPERATIONS = 53
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "3"))
 """For each operation, of each kind: right and wrong."""
+
+
+# Its context has no type, and is not needed.
+@schemathesis.serializer("application/jsonl")
+def lines(_context: Any, value: object) -> bytes:
+    return str(value).encode(errors="surrogatepass")
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
@@ -54,7 +60,11 @@ def known_ids(api: Api, operation: Operation) -> dict[str, str]:
     file_id = api.upload()
     store_id = api.openai.vector_stores.create(file_ids=[file_id]).id
     batch_id = api.openai.vector_stores.file_batches.create(store_id, file_ids=[file_id]).id
+    items = {"items": [{"role": "user", "content": "Hi"}]}
+    conversation_id = api.http.post("/v1/conversations", json=items).json()["id"]
     ids = {
+        "conversation_id": conversation_id,
+        "item_id": api.http.get(f"/v1/conversations/{conversation_id}/items").json()["first_id"],
         "store_id": store_id,
         "file_id": file_id,
         "batch_id": batch_id,

@@ -1,11 +1,14 @@
 """What has expired goes, and nothing else."""
 
+from dataclasses import replace
+
 import openai
 import pytest
 from sqlalchemy import update
 
 from serve_app.api.sweep import KEEP_EXPIRED_STORES_S, sweep
-from serve_app.storage.schema import files, vector_stores
+from serve_app.config import SessionsConfig
+from serve_app.storage.schema import files, logs, vector_stores
 from serve_app.types import StoreFileRef, now_s
 from tests.api.conftest import Api
 
@@ -47,3 +50,27 @@ async def test_stores_that_expired_a_week_ago_go(api: Api) -> None:
     assert api.openai.vector_stores.retrieve(lately.id).status == "expired"
     assert api.openai.vector_stores.update(lately.id, name="used again").status == "completed"
     assert api.openai.vector_stores.retrieve(forever.id).status == "completed"
+
+
+async def test_idle_conversations_go(api: Api) -> None:
+    after_a_day = {"expires_after": {"anchor": "last_active_at", "seconds": _DAY_S}}
+    idle, kept = (api.http.post("/v1/conversations", json=after_a_day).json()["id"] for _ in range(2))
+    with api.database.write() as connection:
+        connection.execute(update(logs).where(logs.c.id == idle).values(last_active_at=now_s() - _DAY_S))
+
+    await sweep(api.context)
+
+    assert [each["id"] for each in api.http.get("/v1/conversations").json()["data"]] == [kept]
+
+
+async def test_the_configuration_says_when_the_others_go(api: Api) -> None:
+    conversation_id = api.http.post("/v1/conversations").json()["id"]
+    with api.database.write() as connection:
+        connection.execute(update(logs).values(last_active_at=now_s() - 2 * _DAY_S))
+
+    await sweep(api.context)
+    assert api.http.get(f"/v1/conversations/{conversation_id}").status_code == 200
+
+    config = api.context.config.model_copy(update={"sessions": SessionsConfig(expire_after_days=1)})
+    await sweep(replace(api.context, config=config))
+    assert api.http.get(f"/v1/conversations/{conversation_id}").status_code == 404

@@ -23,7 +23,7 @@ from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
 from serve_app.storage.schema import backup_jobs, metadata, vector_store_files
-from serve_app.types import AppendItems, FloatMatrix, Json, Passage, Ranking, SearchQuery, StoreFileRef
+from serve_app.types import AppendItems, FloatMatrix, Json, PageQuery, Passage, Ranking, SearchQuery, StoreFileRef
 
 Rows = dict[str, list[tuple[Any, ...]]]
 
@@ -97,6 +97,10 @@ class System:
         item = {"id": item_id, "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
         self.log.append_items(AppendItems(conversation_id, (item,), idempotency_key=text))
         return item_id
+
+    def said(self, conversation_id: str) -> list[str]:
+        items = self.log.list_items(conversation_id, PageQuery(order="asc", limit=100)).data
+        return [item["content"][0]["text"] for item in items]
 
     # Backups
 

@@ -17,7 +17,7 @@ from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage import migrations
 from serve_app.storage.database import open_database
 from serve_app.storage.schema import file_batches, files, logs, responses, store_versions, vector_store_files
-from serve_app.types import Json, PageQuery
+from serve_app.types import ForkConversation, Json, PageQuery
 from tests.backup.system import System
 
 CHANGES = ("last_active_at",)
@@ -227,7 +227,8 @@ def test_a_file_with_other_content_is_not_taken_for_the_same(system: System) -> 
 
 def test_a_request_that_was_made_again_keeps_its_key(system: System) -> None:
     def answer(response_id: str) -> None:
-        log = {"id": response_id, "is_conversation": False, "metadata": {}, "created_at": 1, "epoch": 1, "head": 1}
+        log = {"id": response_id, "is_conversation": False, "metadata": {}, "epoch": 1, "head": 1}
+        log |= {"created_at": 1, "last_active_at": 1}
         row: Json = {"id": response_id, "log_id": response_id, "first_seq": 1, "input_count": 1, "last_seq": 1}
         row |= {"status": "completed", "body": {}, "idempotency_key": "the key", "created_at": 1}
         with system.database.write() as connection:
@@ -244,6 +245,43 @@ def test_a_request_that_was_made_again_keeps_its_key(system: System) -> None:
     with system.database.read() as connection:
         keys = {row.id: row.idempotency_key for row in connection.execute(select(responses))}
     assert keys == {"resp_1": None, "resp_2": "the key"}
+
+
+def test_a_deleted_conversation_comes_back_beside_a_fork_that_still_has_its_past(system: System) -> None:
+    system.log.create_conversation("conv_1", {}, (), expires_after_s=3_600)
+    for text in ("one", "two"):
+        system.say("conv_1", text)
+    backup = system.back_up()
+    # A fork of what the backup does not know.
+    system.say("conv_1", "three")
+    system.log.fork_conversation(ForkConversation("conv_1", "conv_2"))
+    system.log.delete_conversation("conv_1")
+    with system.database.write() as connection:
+        connection.execute(update(logs).values(last_active_at=1))
+
+    restored = system.restore(backup["id"])
+
+    assert (restored["error"], restored["conversations"]) == (None, 1)
+    assert system.said("conv_1") == ["one", "two"]
+    assert system.said("conv_2") == ["one", "two", "three"]
+    assert system.log.get_conversation("conv_1").expires_after_s == 3_600
+    system.log.delete_expired(None)
+    system.log.delete_conversation("conv_2")
+    assert system.said("conv_1") == ["one", "two"]
+
+
+def test_forks_are_restored_with_the_past_that_they_share(system: System, elsewhere: System) -> None:
+    system.log.create_conversation("conv_1", {}, ())
+    for text in ("one", "two"):
+        system.say("conv_1", text)
+    system.log.fork_conversation(ForkConversation("conv_1", "conv_2", "msg_one"))
+    system.say("conv_2", "else")
+    system.log.delete_conversation("conv_1")
+
+    restored = elsewhere.restore(system.back_up()["id"])
+
+    assert (restored["error"], restored["conversations"]) == (None, 1)
+    assert elsewhere.said("conv_2") == ["one", "else"]
 
 
 def test_what_was_deleted_comes_back(system: System) -> None:

@@ -1,10 +1,12 @@
 """The fence: however owners race, stall or die, what was acknowledged is there once, in order."""
 
+import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
+from select import select
 
 import pytest
 
@@ -102,6 +104,49 @@ def test_threads_of_one_process_lose_nothing(log: ConversationLog, database: Dat
         thread.join()
     assert sorted(texts(all_items(log, conversation_id))) == sorted("0123" * appends)
     assert seqs_of(database, conversation_id) == list(range(1, threads_count * appends + 1))
+
+
+def test_processes_that_are_stalled_anywhere_lose_nothing(
+    log: ConversationLog, database: Database, database_url: str
+) -> None:
+    """In each round all four append, and one is stopped by the system wherever it is: in its transaction or beside it.
+
+    All but one go on with what they knew before the round, and are fenced.
+    """
+    owners, rounds, stall_s = 4, 20, 0.02
+    conversation_id = log.create_conversation(new_id("conv"), {}, ()).id
+    command = [sys.executable, "-m", "tests.conversation.writer", database_url, conversation_id]
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [*command, str(owner)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+                )
+            )
+            for owner in range(owners)
+        ]
+        inputs = [writer.stdin for writer in writers if writer.stdin]
+        outputs = [writer.stdout for writer in writers if writer.stdout]
+        for number in range(rounds):
+            for each in inputs:
+                each.write("append\n")
+                each.flush()
+            stalled = writers[number % owners]
+            select([outputs[number % owners]], [], [], number / rounds * stall_s)
+            stalled.send_signal(signal.SIGSTOP)
+            select([], [], [], stall_s)
+            stalled.send_signal(signal.SIGCONT)
+            assert [output.readline() for output in outputs] == [f"{number}\n"] * owners
+        fenced = [writer.communicate()[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * owners
+
+    stored = texts(all_items(log, conversation_id))
+    assert stored[1::2] == ["+"] * owners * rounds
+    assert sorted(stored[::2]) == sorted(f"{owner}.{number}" for owner in range(owners) for number in range(rounds))
+    for owner in range(owners):
+        assert [text for text in stored if text.startswith(f"{owner}.")] == [f"{owner}.{n}" for n in range(rounds)]
+    assert seqs_of(database, conversation_id) == list(range(1, 2 * owners * rounds + 1))
+    assert sum(int(line.removeprefix("fenced ")) for line in fenced) >= (owners - 1) * (rounds - 1)
 
 
 def appended(count: int) -> list[str]:

@@ -15,7 +15,7 @@ from tests.conversation.messages import all_items, ask, count_items, message, qu
 
 def test_the_log_has_the_methods_of_the_sessions_part() -> None:
     methods = {name: method for name, method in vars(Sessions).items() if inspect.iscoroutinefunction(method)}
-    assert len(methods) == 14
+    assert len(methods) == 21
     for name, method in methods.items():
         assert inspect.signature(getattr(ConversationLog, name)) == inspect.signature(method)
 
@@ -42,7 +42,7 @@ def test_a_conversation_that_is_made_twice_is_made_once(log: ConversationLog) ->
 
 def test_new_metadata_replaces_the_old(log: ConversationLog) -> None:
     created = log.create_conversation(new_id("conv"), {"a": "1", "b": "2"}, ())
-    updated = log.update_conversation(created.id, {"b": "3"})
+    updated = log.update_conversation(created.id, {"metadata": {"b": "3"}})
     assert updated.metadata == {"b": "3"}
     assert log.get_conversation(created.id) == updated
 
@@ -66,7 +66,7 @@ def test_deleting_a_conversation_deletes_all_that_is_in_it(log: ConversationLog,
 def test_an_unknown_conversation_is_named(log: ConversationLog, unknown: str) -> None:
     calls: list[Callable[[], object]] = [
         lambda: log.get_conversation(unknown),
-        lambda: log.update_conversation(unknown, {}),
+        lambda: log.update_conversation(unknown, {"metadata": {}}),
         lambda: log.delete_conversation(unknown),
         lambda: log.append_items(AppendItems(unknown, (message("a"),), "key")),
         lambda: log.list_items(unknown, PageQuery()),

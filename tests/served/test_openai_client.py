@@ -177,3 +177,24 @@ def test_chat_completions_take_the_same_tool(client: openai.OpenAI, store_id: st
     assert text == answer.choices[0].message.content
     assert answer.usage
     assert answer.usage.prompt_tokens > 50
+
+
+def test_a_conversation_is_forked_searched_exported_and_imported(client: openai.OpenAI) -> None:
+    items = [{"role": "user", "content": "Remember the number 42."}, {"role": "assistant", "content": "Noted."}]
+    root = client.conversations.create(items=items)  # type: ignore[arg-type]
+    first = client.conversations.items.list(root.id, order="asc").data[0]
+
+    fork: dict[str, Any] = client.post(f"/conversations/{root.id}/fork", body={"item_id": first.id}, cast_to=dict)
+    client.responses.create(model=MODEL, input="Which number?", conversation=fork["id"], max_output_tokens=8)
+
+    items_of_fork = client.conversations.items.list(fork["id"], order="asc").data
+    assert [item.id for item in items_of_fork[:1]] == [first.id]
+    assert len(items_of_fork) == 3
+    assert len(client.conversations.items.list(root.id).data) == 2
+    found: dict[str, Any] = client.post("/conversations/search", body={"query": "NUMBER 42"}, cast_to=dict)
+    assert root.id in {hit["conversation_id"] for hit in found["data"]}
+    client.conversations.delete(root.id)
+    exported = client.get(f"/conversations/{fork['id']}/export", cast_to=openai.HttpxBinaryResponseContent).content
+    assert len(exported.splitlines()) == 4
+    imported: dict[str, Any] = client.post("/conversations/import", content=exported, cast_to=dict)
+    assert len(client.conversations.items.list(imported["id"]).data) == 3

@@ -127,3 +127,49 @@ def test_a_database_of_a_newer_version_is_refused(new_database_url: Callable[[],
         connection.execute(text("UPDATE alembic_version SET version_num = 'future'"))
     with pytest.raises(InternalError, match="newer version"):
         open_database(url)
+
+
+def test_branches_are_numbered_on_from_what_they_share(new_database_url: Callable[[], str]) -> None:
+    """Up to 0004 each log counted from 1. Here: a conversation, a branch of it, one of that, and one without parent."""
+    url = new_database_url()
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    migrations.upgrade(engine, "0004")
+    branches = [("twig", "branch", 2, 2), ("branch", "root", 3, 4), ("root", None, None, 5), ("orphan", "gone", 7, 2)]
+    with engine.begin() as connection:
+        for log_id, parent_id, parent_seq, head in branches:
+            log = {"id": log_id, "is_conversation": log_id == "root", "head": head}
+            connection.execute(
+                text("INSERT INTO logs VALUES (:id, :is_conversation, '{}', 1, 1, :head, :parent_id, :parent_seq)"),
+                {**log, "parent_id": parent_id, "parent_seq": parent_seq},
+            )
+            connection.execute(
+                text("INSERT INTO responses VALUES (:id, :log_id, 1, 1, 2, 'completed', '{}', NULL, 1)"),
+                {"id": f"resp_{log_id}", "log_id": log_id},
+            )
+            for seq in range(1, head + 1):
+                name = f"{log_id} {seq}"
+                connection.execute(
+                    text("INSERT INTO items VALUES (:log_id, :seq, :name, :key, 1, '{}', 1)"),
+                    {"log_id": log_id, "seq": seq, "name": name, "key": name},
+                )
+    engine.dispose()
+
+    with closing(open_database(url)) as database, database.read() as connection:
+        logs = connection.execute(text("SELECT id, parent_id, parent_seq, head FROM logs")).all()
+        items = connection.execute(text("SELECT log_id, seq, item_id FROM items ORDER BY log_id, seq")).all()
+        responses = connection.execute(text("SELECT log_id, first_seq, last_seq FROM responses")).all()
+    assert {row.id: tuple(row)[1:] for row in logs} == {
+        "root": (None, None, 5),
+        "branch": ("root", 3, 7),
+        "twig": ("branch", 5, 7),
+        "orphan": (None, None, 2),
+    }
+    offsets = {"root": 0, "branch": 3, "twig": 5, "orphan": 0}
+    assert [tuple(row) for row in items] == [
+        (log_id, seq + offsets[log_id], f"{log_id} {seq}")
+        for log_id, _, _, head in sorted(branches)
+        for seq in range(1, head + 1)
+    ]
+    assert {row.log_id: tuple(row)[1:] for row in responses} == {
+        log_id: (1 + offset, 2 + offset) for log_id, offset in offsets.items()
+    }
