@@ -18,12 +18,14 @@ from serve_app.types import (
     FloatMatrix,
     GenerationRequest,
     Json,
+    LoggedMessage,
     OpenedTurn,
     OpenTurn,
     Optimization,
     Page,
     PageQuery,
     Passage,
+    RecentMessages,
     RerankRequest,
     Scores,
     SearchQuery,
@@ -166,6 +168,15 @@ class Sessions:
 
     async def delete_response(self, response_id: str) -> None:
         await self._run(response_id, "delete_response", response_id)
+
+    async def read_messages(self, conversation_id: str, encoder: str, version: int) -> RecentMessages:
+        answered: RecentMessages = await self._run(conversation_id, "read_messages", conversation_id, encoder, version)
+        return answered
+
+    async def save_facts(
+        self, conversation_id: str, encoder: str, version: int, messages: tuple[LoggedMessage, ...]
+    ) -> None:
+        await self._run(conversation_id, "save_facts", encoder, version, messages)
 
     async def list_input_items(self, response_id: str, page: PageQuery) -> Page:
         answered: Page = await self._run(response_id, "list_input_items", response_id, page)

@@ -25,7 +25,15 @@ from serve_app.errors import InternalError, NotFound
 from serve_app.knowledge.table_files import VersionGone, count_rows, current_version, list_files
 from serve_app.storage.database import Database
 from serve_app.storage.migrations import NEWEST
-from serve_app.storage.schema import backup_jobs, files, metadata, store_versions, vector_store_files, vector_stores
+from serve_app.storage.schema import (
+    backup_jobs,
+    files,
+    message_facts,
+    metadata,
+    store_versions,
+    vector_store_files,
+    vector_stores,
+)
 from serve_app.types import now_s
 
 COPIES_AT_ONCE = 4
@@ -247,7 +255,7 @@ def _hold_files(captured: _Captured, system: System, uploads: Iterable[RowMappin
 
 def is_backed_up(table: Table, store_ids: Sequence[str] | None) -> bool:
     if store_ids is None:
-        return table is not backup_jobs
+        return table not in (backup_jobs, message_facts)
     return table in (files, vector_stores) or "store_id" in table.c
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, insert, literal, null, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, insert, literal, null, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import is_id
 from serve_app.errors import InvalidRequest
-from serve_app.storage.schema import items, logs
+from serve_app.storage.schema import items, logs, message_facts
 from serve_app.types import Json, Page, PageQuery, now_s
 
 # Statements of every turn are built once: building costs as much as SQLite takes to run them.
@@ -139,6 +139,7 @@ def withdraw_items(connection: Connection, log_id: str, item_ids: Sequence[str])
         .where(items.c.log_id == log_id, items.c.item_id.in_(item_ids))
         .values(body=null(), idempotency_key=literal("withdrawn:") + items.c.item_id)
     )
+    _delete_facts(connection, log_id, item_ids)
 
 
 def erase_item(connection: Connection, log_id: str, item_id: str) -> bool:
@@ -150,4 +151,10 @@ def erase_item(connection: Connection, log_id: str, item_id: str) -> bool:
         .where(items.c.log_id == log_id, items.c.item_id == item_id, items.c.body.is_not(null()))
         .values(body=null())
     )
+    _delete_facts(connection, log_id, [item_id])
     return erased.rowcount == 1
+
+
+def _delete_facts(connection: Connection, log_id: str, item_ids: Sequence[str]) -> None:
+    seqs = select(items.c.seq).where(items.c.log_id == log_id, items.c.item_id.in_(item_ids))
+    connection.execute(delete(message_facts).where(message_facts.c.log_id == log_id, message_facts.c.seq.in_(seqs)))

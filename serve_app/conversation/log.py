@@ -8,6 +8,7 @@ from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import check_items, check_json, check_key, is_id
+from serve_app.conversation.facts import MAX_MESSAGES, MAX_SEQ, read_messages, save_facts
 from serve_app.conversation.fence import Fence, Fenced, Fences, OwnedLog, keep_log, new_log, take_over
 from serve_app.conversation.items import (
     Point,
@@ -40,10 +41,12 @@ from serve_app.types import (
     CloseTurn,
     Conversation,
     Json,
+    LoggedMessage,
     OpenedTurn,
     OpenTurn,
     Page,
     PageQuery,
+    RecentMessages,
     WithdrawTurn,
     now_s,
 )
@@ -155,6 +158,20 @@ class ConversationLog:
             if not erase_item(connection, conversation_id, item_id):
                 raise _not_found("Item", item_id)
         return conversation
+
+    # --- what the insights are made from --------------------------------------------------------
+
+    def read_messages(self, conversation_id: str, encoder: str, version: int) -> RecentMessages:
+        """The newest messages with their facts, those that it was forked from among them."""
+        with self._database.read() as connection:
+            _require_conversation(connection, conversation_id)
+            found = read_messages(connection, Point(conversation_id, MAX_SEQ), encoder, version, MAX_MESSAGES + 1)
+        return RecentMessages(tuple(found[-MAX_MESSAGES:]), is_truncated=len(found) > MAX_MESSAGES)
+
+    def save_facts(self, encoder: str, version: int, messages: tuple[LoggedMessage, ...]) -> None:
+        """Keep the facts of these messages, in place of older ones. What was deleted meanwhile is left out."""
+        with self._database.write() as connection:
+            save_facts(connection, encoder, version, messages)
 
     # --- turns ----------------------------------------------------------------------------------
 
