@@ -116,6 +116,8 @@ class Sessions:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self.changed: set[str] = set()
+        """Conversations that were added to through here, until whoever keeps their facts takes them out."""
 
     async def create_conversation(
         self, conversation_id: str, metadata: dict[str, str], items: tuple[Json, ...]
@@ -123,6 +125,8 @@ class Sessions:
         answered: Conversation = await self._run(
             conversation_id, "create_conversation", conversation_id, metadata, items
         )
+        if items:
+            self.changed.add(conversation_id)
         return answered
 
     async def get_conversation(self, conversation_id: str) -> Conversation:
@@ -138,6 +142,7 @@ class Sessions:
 
     async def append_items(self, append: AppendItems) -> tuple[Json, ...]:
         answered: tuple[Json, ...] = await self._run(append.conversation_id, "append_items", append)
+        self.changed.add(append.conversation_id)
         return answered
 
     async def list_items(self, conversation_id: str, page: PageQuery) -> Page:
@@ -158,6 +163,8 @@ class Sessions:
 
     async def close_turn(self, turn: CloseTurn) -> None:
         await self._run(turn.log_id, "close_turn", turn)
+        if turn.log_id != turn.response["id"]:  # which is the log of a response that is in no conversation
+            self.changed.add(turn.log_id)
 
     async def withdraw_turn(self, turn: WithdrawTurn) -> None:
         await self._run(turn.log_id, "withdraw_turn", turn)

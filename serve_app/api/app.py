@@ -82,6 +82,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     background = [
         asyncio.create_task(sweep_expired(context)),
         asyncio.create_task(statistics.save_tallies(context)),
+        asyncio.create_task(insights.keep_facts(app)),
     ]
     yield
     for task in background:

@@ -1,13 +1,19 @@
 """`/v1/conversations/{id}/insights` and `/v1/insights` over HTTP."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import httpx
 import numpy as np
 import pytest
+from openai import OpenAI
 
+from serve_app.api.context import Context
+from serve_app.api.insights import keep_facts_of_changed
+from serve_app.conversation.insights.message import build_facts
+from serve_app.errors import Unavailable
 from serve_app.types import FloatMatrix, Json, new_id
-from tests.api.chat_app import ChatApp, running_chat
+from tests.api.chat_app import MODEL, ChatApp, running_chat
 from tests.conversation.insights.facts import at
 from tests.fakes import FakeEmbedder
 
@@ -25,45 +31,63 @@ TALK = (
 class TopicEmbedder(FakeEmbedder):
     """All that names the lamp points one way, all else another."""
 
+    failure: Exception | None = None
+
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        if self.failure:
+            raise self.failure
         await super().embed(texts)
         return np.stack([at(90 if "lamp" in text else 0) for text in texts])
 
 
+@dataclass(frozen=True)
+class InsightsApp:
+    http: httpx.Client
+    openai: OpenAI
+    embedder: TopicEmbedder
+    context: Context
+
+    @property
+    def changed(self) -> set[str]:
+        return self.context.parts.sessions.changed
+
+
 @pytest.fixture
-def app(shared_app: ChatApp) -> ChatApp:
-    app = shared_app.with_fresh_fakes()
-    fakes = app.fakes
-    fakes.embedder = TopicEmbedder()
-    app.app.state.context = replace(app.app.state.context, parts=replace(fakes.parts, embedder=fakes.embedder))
-    return app
+def app(shared_app: ChatApp) -> InsightsApp:
+    """With parts that no test has touched."""
+    app, embedder = shared_app.with_fresh_fakes(), TopicEmbedder()
+    context = replace(app.app.state.context, parts=replace(app.fakes.parts, embedder=embedder))
+    app.app.state.context = context
+    return InsightsApp(app.http, app.openai, embedder, context)
 
 
 @pytest.fixture(scope="module")
 def shared_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatApp]:
+    # The first use loads a model of languages: longer than a client of the tests waits, if the machine is busy.
+    build_facts({"role": "user", "content": "Hello there"}, at(0))
     with running_chat(tmp_path_factory.mktemp("insights")) as app:
         yield app
 
 
-def start(app: ChatApp, talk: Sequence[tuple[str, str]] = TALK, **metadata: str) -> str:
+def start(app: InsightsApp, talk: Sequence[tuple[str, str]] = TALK, **metadata: str) -> str:
     items: Json = {"items": [{"role": role, "content": text} for role, text in talk], "metadata": metadata}
     conversation_id: str = app.http.post("/v1/conversations", json=items).json()["id"]
     return conversation_id
 
 
-def item_ids(app: ChatApp, conversation_id: str) -> list[str]:
+def item_ids(app: InsightsApp, conversation_id: str) -> list[str]:
     page = app.http.get(f"/v1/conversations/{conversation_id}/items", params={"order": "asc"}).json()
     return [item["id"] for item in page["data"]]
 
 
-def insights(app: ChatApp, conversation_id: str) -> Json:
+def insights(app: InsightsApp, conversation_id: str) -> Json:
     answer = app.http.get(f"/v1/conversations/{conversation_id}/insights")
     assert answer.status_code == 200, answer.text
     body: Json = answer.json()
     return body
 
 
-def test_topics_hold_the_messages_between_shifts(app: ChatApp) -> None:
+def test_topics_hold_the_messages_between_shifts(app: InsightsApp) -> None:
     conversation_id = start(app)
     ids = item_ids(app, conversation_id)
 
@@ -77,7 +101,7 @@ def test_topics_hold_the_messages_between_shifts(app: ChatApp) -> None:
     assert topics["turns"][4]["distance"] == pytest.approx(1, abs=0.01)
 
 
-def test_sentiment_is_given_for_each_message(app: ChatApp) -> None:
+def test_sentiment_is_given_for_each_message(app: InsightsApp) -> None:
     sentiment = insights(app, start(app))["sentiment"]
 
     scores = [message["score"] for message in sentiment["messages"]]
@@ -86,7 +110,7 @@ def test_sentiment_is_given_for_each_message(app: ChatApp) -> None:
     assert sentiment["unknown"] == 0
 
 
-def test_a_conversation_in_another_language_does_not_claim_a_sentiment(app: ChatApp) -> None:
+def test_a_conversation_in_another_language_does_not_claim_a_sentiment(app: InsightsApp) -> None:
     talk = [("user", "Je déteste cette lampe, elle est horrible et triste."), ("assistant", "non")]
 
     sentiment = insights(app, start(app, talk))["sentiment"]
@@ -96,7 +120,7 @@ def test_a_conversation_in_another_language_does_not_claim_a_sentiment(app: Chat
     assert sentiment["messages"][0]["language"] == "fr"
 
 
-def test_engagement_and_flow_name_the_questions_and_their_answers(app: ChatApp) -> None:
+def test_engagement_and_flow_name_the_questions_and_their_answers(app: InsightsApp) -> None:
     conversation_id = start(app)
     ids = item_ids(app, conversation_id)
 
@@ -110,10 +134,10 @@ def test_engagement_and_flow_name_the_questions_and_their_answers(app: ChatApp) 
     assert [step["item_id"] for step in found["flow"]["transitions"]] == [ids[4]]
 
 
-def test_insights_follow_new_messages_and_embed_only_these(app: ChatApp) -> None:
+def test_insights_follow_new_messages_and_embed_only_these(app: InsightsApp) -> None:
     conversation_id = start(app)
     insights(app, conversation_id)
-    embedded = len(app.fakes.embedder.texts)
+    embedded = len(app.embedder.texts)
     app.http.post(
         f"/v1/conversations/{conversation_id}/items",
         json={"items": [{"role": "assistant", "content": "The lamp reaches 22 miles."}]},
@@ -121,23 +145,23 @@ def test_insights_follow_new_messages_and_embed_only_these(app: ChatApp) -> None
 
     found = insights(app, conversation_id)
 
-    assert app.fakes.embedder.texts[embedded:] == ["The lamp reaches 22 miles."]
+    assert app.embedder.texts[embedded:] == ["The lamp reaches 22 miles."]
     assert found["messages"] == 8
     assert found["engagement"]["open_questions"] == []
 
 
-def test_a_conversation_without_messages_has_empty_insights(app: ChatApp) -> None:
+def test_a_conversation_without_messages_has_empty_insights(app: InsightsApp) -> None:
     found = insights(app, start(app, ()))
 
     assert (found["messages"], found["topics"]) == (0, {"segments": [], "turns": []})
     assert found["flow"]["context_kept"] == {"user": None, "assistant": None}
 
 
-def test_an_unknown_conversation_is_not_found(app: ChatApp) -> None:
+def test_an_unknown_conversation_is_not_found(app: InsightsApp) -> None:
     assert app.http.get(f"/v1/conversations/{new_id('conv')}/insights").status_code == 404
 
 
-def test_the_overview_counts_what_was_looked_into(app: ChatApp) -> None:
+def test_the_overview_counts_what_was_looked_into(app: InsightsApp) -> None:
     insights(app, start(app, team="overview"))
     start(app, team="overview")
 
@@ -149,12 +173,37 @@ def test_the_overview_counts_what_was_looked_into(app: ChatApp) -> None:
     assert "ferry" in {topic["term"] for topic in found["topics"]}
 
 
-def test_the_overview_of_another_time_is_empty(app: ChatApp) -> None:
+def test_the_overview_of_another_time_is_empty(app: InsightsApp) -> None:
     insights(app, start(app))
 
     found = app.http.get("/v1/insights", params={"created_before": 1}).json()
 
     assert (found["conversations"]["count"], found["truncated"]) == (0, False)
+
+
+async def test_what_was_said_is_looked_into_behind(app: InsightsApp) -> None:
+    start(app, team="behind")
+    conversation_id = start(app, (), team="behind")
+    app.openai.responses.create(model=MODEL, input="Is the lamp bright?", conversation=conversation_id)
+
+    await keep_facts_of_changed(app.context)
+
+    found = app.http.get("/v1/insights", params={"metadata[team]": "behind"}).json()
+    assert (found["conversations"]["without_facts"], found["messages"]["count"]) == (0, 7 + 2)
+    assert app.changed == set()
+
+
+async def test_what_could_not_be_looked_into_is_tried_again(app: InsightsApp) -> None:
+    conversation_id, gone_id = start(app), start(app)
+    app.http.delete(f"/v1/conversations/{gone_id}")
+    app.embedder.failure = Unavailable("the embedder is gone")
+
+    await keep_facts_of_changed(app.context)
+
+    assert conversation_id in app.changed
+    app.embedder.failure = None
+    await keep_facts_of_changed(app.context)
+    assert app.changed == set()
 
 
 @pytest.mark.parametrize(
@@ -170,7 +219,7 @@ def test_the_overview_of_another_time_is_empty(app: ChatApp) -> None:
         ("&".join(f"metadata[{key}]=x" for key in range(17)), "metadata"),
     ],
 )
-def test_a_wrong_filter_is_refused(app: ChatApp, query: str, param: str) -> None:
+def test_a_wrong_filter_is_refused(app: InsightsApp, query: str, param: str) -> None:
     answer = app.http.get(f"/v1/insights?{query}")
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

@@ -22,10 +22,8 @@ def start(log: ConversationLog, *items: Json, **metadata: str) -> str:
     return log.create_conversation(new_id("conv"), metadata, items).id
 
 
-def recent(
-    log: ConversationLog, conversation_id: str, encoder: str = ENCODER, version: int = VERSION
-) -> RecentMessages:
-    return log.read_messages(conversation_id, encoder, version)
+def recent(log: ConversationLog, conversation_id: str) -> RecentMessages:
+    return log.read_messages(conversation_id, ENCODER, VERSION)
 
 
 def with_facts(messages: tuple[LoggedMessage, ...]) -> tuple[LoggedMessage, ...]:
