@@ -7,21 +7,35 @@ twice, before and after a turn was taken together with its reply (0.467, 0.505),
 """
 
 import argparse
+import asyncio
 import json
+import statistics
+import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from serve_app.config import EncoderConfig
+from serve_app.conversation.insights.conversation import build_insights
+from serve_app.conversation.insights.gather import gather_facts
 from serve_app.conversation.insights.message import build_facts
 from serve_app.conversation.insights.topics import find_segments, find_shifts
+from serve_app.conversation.log import ConversationLog
 from serve_app.knowledge.encode import TextEncoder, load_encoder
-from serve_app.types import MessageFacts
+from serve_app.parts import Sessions
+from serve_app.storage.database import open_database
+from serve_app.types import AppendItems, FloatMatrix, Json, MessageFacts, new_id
 
 ROOT = Path(__file__).resolve().parent.parent
+MESSAGES = 200
+ROUNDS = 20
 OWN = ROOT / "bench" / "topic_shifts.txt"
 
 Flags = npt.NDArray[np.bool_]
@@ -47,6 +61,7 @@ def main() -> None:
     tiage = load_dialogues(read_tiage(arguments.data / "tiage" / "dialogs.jsonl"), encoder)
     print_shifts({"our own": load_dialogues(read_own(OWN), encoder), "TIAGE": tiage})
     print_labels(tiage[: arguments.examples])
+    asyncio.run(print_times(encoder, [text for dialogue in tiage for text in dialogue.texts]))
 
 
 # --- topic shifts -------------------------------------------------------------------------------
@@ -122,6 +137,57 @@ def print_labels(dialogues: Sequence[Dialogue]) -> None:
         print(f"| {segment.stop - segment.start} | {segment.label} | {dialogue.texts[segment.start]} |")
 
 
+# --- times --------------------------------------------------------------------------------------
+
+
+class LocalEmbedder:
+    """The encoder as the embedder deployment runs it, without Ray between."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        return await asyncio.to_thread(self._encoder.encode, texts)
+
+
+async def print_times(encoder: TextEncoder, texts: Sequence[str]) -> None:
+    """A conversation of 200 messages, the assistant's of about 100 words, asked about again and again on SQLite."""
+    embedder = LocalEmbedder(encoder)
+    with tempfile.TemporaryDirectory() as folder, closing(open_database(f"sqlite:///{folder}/bench.db")) as database:
+        log = ConversationLog(database, max_cached=10)
+
+        async def run(_log_id: str, method: str, *arguments: object) -> Any:
+            return await asyncio.to_thread(getattr(log, method), *arguments)
+
+        sessions = Sessions(run)
+        said = [texts[index] if index % 2 == 0 else " ".join(texts[index : index + 8]) for index in range(MESSAGES)]
+        conversation_id = new_id("conv")
+        await sessions.create_conversation(conversation_id, {}, tuple(map(as_item, said, range(MESSAGES))))
+
+        async def ask_ms() -> float:
+            began = time.perf_counter()
+            recent = await gather_facts(conversation_id, encoder.model_id, sessions, embedder)
+            orjson.dumps(await asyncio.to_thread(build_insights, conversation_id, recent))
+            return 1e3 * (time.perf_counter() - began)
+
+        async def ask_after_a_message_ms(index: int) -> float:
+            await sessions.append_items(AppendItems(conversation_id, (as_item(said[index], index),), f"new:{index}"))
+            return await ask_ms()
+
+        first_ms = await ask_ms()
+        after_user = [await ask_after_a_message_ms(2 * index) for index in range(ROUNDS)]
+        after_answer = [await ask_after_a_message_ms(2 * index + 1) for index in range(ROUNDS)]
+        unchanged = [await ask_ms() for _ in range(ROUNDS)]
+    print(f"\n| insights of {MESSAGES} messages, ms | p50 | worst of {ROUNDS} |\n|---|---|---|")
+    print(f"| asked for the first time | {first_ms:.0f} | |")
+    for what, times in (
+        ("after one new message of the user", after_user),
+        ("after one new answer of about 100 words", after_answer),
+        ("with nothing new", unchanged),
+    ):
+        print(f"| {what} | {statistics.median(times):.1f} | {max(times):.1f} |")
+
+
 # --- the collections ----------------------------------------------------------------------------
 
 
@@ -137,8 +203,8 @@ def load_dialogues(given: Sequence[list[tuple[str, bool]]], encoder: TextEncoder
     ]
 
 
-def as_item(text: str, index: int) -> dict[str, str]:
-    return {"type": "message", "role": ("user", "assistant")[index % 2], "content": text}
+def as_item(text: str, index: int) -> Json:
+    return {"type": "message", "id": new_id("msg"), "role": ("user", "assistant")[index % 2], "content": text}
 
 
 def read_tiage(path: Path) -> list[list[tuple[str, bool]]]:

@@ -18,7 +18,6 @@ from serve_app.types import (
     FloatMatrix,
     GenerationRequest,
     Json,
-    LoggedMessage,
     OpenedTurn,
     OpenTurn,
     Optimization,
@@ -27,6 +26,7 @@ from serve_app.types import (
     Passage,
     RecentMessages,
     RerankRequest,
+    SaveFacts,
     Scores,
     SearchQuery,
     StoreFileRef,
@@ -180,10 +180,8 @@ class Sessions:
         answered: RecentMessages = await self._run(conversation_id, "read_messages", conversation_id, encoder, version)
         return answered
 
-    async def save_facts(
-        self, conversation_id: str, encoder: str, version: int, messages: tuple[LoggedMessage, ...]
-    ) -> None:
-        await self._run(conversation_id, "save_facts", encoder, version, messages)
+    async def save_facts(self, facts: SaveFacts) -> None:
+        await self._run(facts.conversation_id, "save_facts", facts)
 
     async def list_input_items(self, response_id: str, page: PageQuery) -> Page:
         answered: Page = await self._run(response_id, "list_input_items", response_id, page)

@@ -272,6 +272,20 @@ class RecentMessages:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveFacts:
+    """Facts to be kept with their messages, in place of older ones."""
+
+    conversation_id: str
+    """Whose insights they are for; the messages may be of one that it was forked from."""
+    encoder: str
+    """The model that made the vectors."""
+    version: int
+    """Of the code that made the rest."""
+    messages: tuple[LoggedMessage, ...]
+    """All with facts."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConversationFilter:
     """Which conversations an overview is about."""
 

@@ -13,7 +13,7 @@ from sqlalchemy.sql import ColumnElement
 
 from serve_app.conversation.items import Point
 from serve_app.storage.schema import items, logs, message_facts
-from serve_app.types import ConversationFilter, FloatVector, LoggedMessage, MessageFacts
+from serve_app.types import ConversationFilter, FloatVector, LoggedMessage, MessageFacts, SaveFacts
 
 MAX_MESSAGES = 2_000
 """Of one conversation: its newest. Older ones no longer say what it is about now."""
@@ -67,10 +67,10 @@ def read_messages(
     return newest_first[::-1]
 
 
-def save_facts(connection: Connection, encoder: str, version: int, messages: Sequence[LoggedMessage]) -> None:
+def save_facts(connection: Connection, facts: SaveFacts) -> None:
     """Twice changes nothing, nor if two do it at once. What was deleted meanwhile is left out."""
     # In one order, or two that save could wait for each other. The lock keeps an item from being deleted in between.
-    places = sorted((message.log_id, message.seq) for message in messages)
+    places = sorted((message.log_id, message.seq) for message in facts.messages)
     place = tuple_(items.c.log_id, items.c.seq)
     there = connection.execute(
         select(items.c.log_id, items.c.seq)
@@ -83,12 +83,12 @@ def save_facts(connection: Connection, encoder: str, version: int, messages: Seq
         {
             "log_id": message.log_id,
             "seq": message.seq,
-            "encoder": encoder,
-            "version": version,
+            "encoder": facts.encoder,
+            "version": facts.version,
             "vector": message.facts.vector.astype(_VECTOR_TYPE).tobytes(),
             "body": _to_json(message.facts),
         }
-        for message in messages
+        for message in facts.messages
         if message.facts is not None and (message.log_id, message.seq) in kept
     ]
     if rows:

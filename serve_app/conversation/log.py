@@ -41,12 +41,12 @@ from serve_app.types import (
     CloseTurn,
     Conversation,
     Json,
-    LoggedMessage,
     OpenedTurn,
     OpenTurn,
     Page,
     PageQuery,
     RecentMessages,
+    SaveFacts,
     WithdrawTurn,
     now_s,
 )
@@ -168,10 +168,10 @@ class ConversationLog:
             found = read_messages(connection, Point(conversation_id, MAX_SEQ), encoder, version, MAX_MESSAGES + 1)
         return RecentMessages(tuple(found[-MAX_MESSAGES:]), is_truncated=len(found) > MAX_MESSAGES)
 
-    def save_facts(self, encoder: str, version: int, messages: tuple[LoggedMessage, ...]) -> None:
-        """Keep the facts of these messages, in place of older ones. What was deleted meanwhile is left out."""
+    def save_facts(self, facts: SaveFacts) -> None:
+        """Twice changes nothing. The facts of what was deleted meanwhile are left out."""
         with self._database.write() as connection:
-            save_facts(connection, encoder, version, messages)
+            save_facts(connection, facts)
 
     # --- turns ----------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """What is kept of each message for the insights, on both databases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sqlalchemy import func, select, update
@@ -11,7 +13,16 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import logs, message_facts
-from serve_app.types import AppendItems, ConversationFilter, Json, LoggedMessage, RecentMessages, WithdrawTurn, new_id
+from serve_app.types import (
+    AppendItems,
+    ConversationFilter,
+    Json,
+    LoggedMessage,
+    RecentMessages,
+    SaveFacts,
+    WithdrawTurn,
+    new_id,
+)
 from tests.conversation.insights.facts import says
 from tests.conversation.messages import ask, message
 
@@ -26,15 +37,16 @@ def recent(log: ConversationLog, conversation_id: str) -> RecentMessages:
     return log.read_messages(conversation_id, ENCODER, VERSION)
 
 
-def with_facts(messages: tuple[LoggedMessage, ...]) -> tuple[LoggedMessage, ...]:
-    return tuple(
-        LoggedMessage(each.log_id, each.seq, each.item_id, each.created_at, says(terms=("ferry",), words=3), None)
-        for each in messages
-    )
+def save(
+    log: ConversationLog, messages: tuple[LoggedMessage, ...], encoder: str = ENCODER, version: int = VERSION
+) -> None:
+    """The same facts for all."""
+    with_facts = (replace(each, body=None, facts=says(terms=("ferry",), words=3)) for each in messages)
+    log.save_facts(SaveFacts(messages[0].log_id, encoder, version, tuple(with_facts)))
 
 
 def keep(log: ConversationLog, conversation_id: str) -> None:
-    log.save_facts(ENCODER, VERSION, with_facts(recent(log, conversation_id).messages))
+    save(log, recent(log, conversation_id).messages)
 
 
 def count_facts(database: Database) -> int:
@@ -75,17 +87,17 @@ def test_facts_of_another_encoder_or_version_count_as_missing_and_are_replaced(l
     for encoder, version in (("encoder-b", VERSION), (ENCODER, VERSION + 1)):
         (again,) = log.read_messages(conversation_id, encoder, version).messages
         assert (again.facts, again.body and again.body["content"]) == (None, "Hi")
-        log.save_facts(encoder, version, with_facts((again,)))
+        save(log, (again,), encoder, version)
         assert log.read_messages(conversation_id, encoder, version).messages[0].facts is not None
     assert recent(log, conversation_id).messages[0].facts is None
 
 
 def test_saving_twice_changes_nothing(log: ConversationLog, database: Database) -> None:
     conversation_id = start(log, message("Hi"), message("Hello", "assistant"))
-    messages = with_facts(recent(log, conversation_id).messages)
+    messages = recent(log, conversation_id).messages
 
-    log.save_facts(ENCODER, VERSION, messages)
-    log.save_facts(ENCODER, VERSION, messages)
+    save(log, messages)
+    save(log, messages)
 
     assert count_facts(database) == 2
 
@@ -117,7 +129,7 @@ def test_facts_of_what_was_deleted_meanwhile_are_not_kept(log: ConversationLog, 
 
     log.delete_item(conversation_id, messages[0].item_id)
     log.delete_conversation(other_id)
-    log.save_facts(ENCODER, VERSION, with_facts(messages))
+    save(log, messages)
 
     assert count_facts(database) == 1
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
-from serve_app.conversation.insights.topics import Segment, Turn, context_of, unit
-from serve_app.types import FloatVector, MessageFacts
+from serve_app.conversation.insights.topics import Segment, Turn, contexts_of, unit_rows
+from serve_app.types import MessageFacts, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +37,27 @@ def measure_flow(messages: Sequence[MessageFacts], turns: Sequence[Turn], segmen
     if not messages:
         return Flow((), None, None)
     vectors = np.stack([message.vector for message in messages])
-    centres = [unit(vectors[segment.start : segment.stop].sum(axis=0)) for segment in segments]
-    kept = {index: float(vectors[index] @ context_of(vectors, index)) for index in range(1, len(messages))}
+    kept = np.sum(vectors * contexts_of(vectors), axis=1)
+    centres = unit_rows(np.stack([vectors[segment.start : segment.stop].sum(axis=0) for segment in segments]))
+    likeness = centres @ centres.T
     return Flow(
         transitions=tuple(
-            _transition(index, turns[segments[index].start], centres) for index in range(1, len(segments))
+            _transition(index, turns[segments[index].start], likeness[index]) for index in range(1, len(segments))
         ),
-        answers_kept=_mean([kept[index] for index in kept if messages[index].role == "assistant"]),
-        questions_kept=_mean([kept[index] for index in kept if messages[index].role == "user"]),
+        answers_kept=_mean_of(kept, messages, "assistant"),
+        questions_kept=_mean_of(kept, messages, "user"),
     )
 
 
-def _transition(index: int, turn: Turn, centres: Sequence[FloatVector]) -> Transition:
-    earlier = [float(centres[index] @ centre) for centre in centres[: index - 1]]
-    if not earlier:
+def _transition(index: int, turn: Turn, likeness: Scores) -> Transition:
+    earlier = likeness[: index - 1]
+    if not len(earlier):
         return Transition(index, turn.distance, None, None)
     likest = int(np.argmax(earlier))
-    return Transition(index, turn.distance, likest, earlier[likest])
+    return Transition(index, turn.distance, likest, float(earlier[likest]))
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean_of(kept: Scores, messages: Sequence[MessageFacts], role: str) -> float | None:
+    # The first has nothing before it.
+    theirs = [float(kept[index]) for index in range(1, len(messages)) if messages[index].role == role]
+    return fmean(theirs) if theirs else None

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from serve_app.conversation.insights.message import MAX_CHARACTERS, VERSION, build_facts, text_of_message
 from serve_app.parts import Embedder, Sessions
-from serve_app.types import FloatMatrix, LoggedMessage, RecentMessages
+from serve_app.types import FloatMatrix, LoggedMessage, RecentMessages, SaveFacts
 
 BATCH_MESSAGES = 64
 """Embedded at once. The embedder has one thread, so that a question waits for so many messages at the most."""
@@ -22,7 +22,7 @@ async def gather_facts(conversation_id: str, encoder: str, sessions: Sessions, e
     computed: dict[tuple[str, int], LoggedMessage] = {}
     for start in range(0, len(unknown), BATCH_MESSAGES):
         batch = await _compute(unknown[start : start + BATCH_MESSAGES], embedder)
-        await sessions.save_facts(conversation_id, encoder, VERSION, tuple(batch))
+        await sessions.save_facts(SaveFacts(conversation_id, encoder, VERSION, tuple(batch)))
         computed |= {(message.log_id, message.seq): message for message in batch}
     messages = (computed.get((message.log_id, message.seq), message) for message in recent.messages)
     return replace(recent, messages=tuple(messages))

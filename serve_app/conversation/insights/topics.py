@@ -14,12 +14,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from serve_app.types import FloatMatrix, FloatVector, MessageFacts, Scores
+from serve_app.types import FloatMatrix, MessageFacts, Scores
 
 CONTEXT_TURNS = 3
-REPLY_TURNS = 1
-"""A reply takes up a new topic, and shows so that it is one."""
-
 DECAY = 0.7
 """The weight of a turn, compared with the next one nearer to where the topic may shift."""
 
@@ -58,7 +55,7 @@ def find_shifts(messages: Sequence[MessageFacts]) -> list[Turn]:
     if len(messages) < 2:
         return [Turn(0.0, 0.0, is_shift=False) for _ in messages]
     vectors = np.stack([message.vector for message in messages])
-    distances = 1 - np.array([block_of(vectors, turn) @ context_of(vectors, turn) for turn in range(1, len(vectors))])
+    distances = 1 - np.sum(_with_replies(vectors) * contexts_of(vectors), axis=1)[1:]
     cues = [_cues(before, message) for before, message in pairwise(messages)]
     scores = _standardized(distances) + CUE_SD * np.array(cues)
     least = scores.mean() + THRESHOLD_SD * scores.std()
@@ -82,30 +79,24 @@ def find_segments(messages: Sequence[MessageFacts], turns: Sequence[Turn]) -> li
     ]
 
 
-def context_of(vectors: FloatMatrix, turn: int) -> FloatVector:
-    """What the turns before this one say together, the nearest counting most. `turn` is at least 1."""
-    before = vectors[max(0, turn - CONTEXT_TURNS) : turn]
-    weights = DECAY ** np.arange(len(before) - 1, -1, -1)
-    return unit(weights @ before)
+def contexts_of(vectors: FloatMatrix) -> FloatMatrix:
+    """For each turn what those before it say together, the nearest counting most. Zeros for the first."""
+    sums = np.zeros_like(vectors)
+    for back in range(1, CONTEXT_TURNS + 1):
+        sums[back:] += DECAY ** (back - 1) * vectors[:-back]
+    return unit_rows(sums)
 
 
-def block_of(vectors: FloatMatrix, turn: int) -> FloatVector:
-    """What the turn says together with its reply."""
-    block = vectors[turn : turn + 1 + REPLY_TURNS]
-    weights = DECAY ** np.arange(len(block))
-    return unit(weights @ block)
-
-
-def unit(vector: FloatVector) -> FloatVector:
-    """The same direction with length 1; a vector of zeros stays one."""
-    scaled: FloatVector = vector / (np.linalg.norm(vector) or 1.0)
-    return scaled
+def unit_rows(vectors: FloatMatrix) -> FloatMatrix:
+    """Each with length 1; a vector of zeros stays one."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def find_terms(segments: Sequence[Sequence[MessageFacts]]) -> list[tuple[str, ...]]:
     """For each segment its most telling words, by class-based tf-idf (Grootendorst 2022)."""
     counts = [Counter(term for message in segment for term in message.terms) for segment in segments]
-    everywhere = sum(counts, Counter[str]())
+    everywhere = Counter(term for segment in segments for message in segment for term in message.terms)
     average = everywhere.total() / len(segments)
 
     def best(count: Counter[str]) -> tuple[str, ...]:
@@ -114,6 +105,13 @@ def find_terms(segments: Sequence[Sequence[MessageFacts]]) -> list[tuple[str, ..
         return _without_repeats(sorted(count, key=lambda term: (-weights[term], -len(term.split()))))
 
     return [best(count) for count in counts]
+
+
+def _with_replies(vectors: FloatMatrix) -> FloatMatrix:
+    """For each turn what it says together with its reply: whoever replies to a new topic takes it up."""
+    sums = vectors.copy()
+    sums[:-1] += DECAY * vectors[1:]
+    return unit_rows(sums)
 
 
 def _cues(before: MessageFacts, message: MessageFacts) -> int:
