@@ -156,7 +156,7 @@ async def print_times(encoder: TextEncoder, texts: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, closing(open_database(f"sqlite:///{folder}/bench.db")) as database:
         log = ConversationLog(database, max_cached=10)
 
-        async def run(_log_id: str, method: str, *arguments: object) -> Any:
+        async def run(log_id: str, method: str, *arguments: object) -> Any:
             return await asyncio.to_thread(getattr(log, method), *arguments)
 
         sessions = Sessions(run)

@@ -8,12 +8,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, and_, case, delete, func, insert, literal, not_, null, or_, select, tuple_
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    not_,
+    null,
+    or_,
+    select,
+    tuple_,
+)
 from sqlalchemy.sql import ColumnElement
 
 from serve_app.conversation.items import Point
 from serve_app.storage.schema import items, logs, message_facts
-from serve_app.types import ConversationFilter, FloatVector, LoggedMessage, MessageFacts, SaveFacts
+from serve_app.types import ConversationFilter, FloatVector, Json, LoggedMessage, MessageFacts, SaveFacts
 
 MAX_MESSAGES = 2_000
 """Of one conversation: its newest. Older ones no longer say what it is about now."""
@@ -43,7 +58,8 @@ def read_messages(
     while end is not None and len(newest_first) < max_messages:
         is_current = and_(message_facts.c.encoder == encoder, message_facts.c.version == version)
         has_facts = and_(message_facts.c.seq.is_not(null()), is_current)
-        query = (
+        # SQLAlchemy does not know the columns of so wide a query as types.
+        query: Select[Any] = (
             select(
                 items.c.log_id,
                 items.c.seq,
@@ -178,19 +194,19 @@ def _parent_of(connection: Connection, log_id: str) -> Point | None:
     return Point(row.parent_id, row.parent_seq) if row and row.parent_id else None
 
 
-# SQLAlchemy does not know the columns of a query's row as types.
+# As above.
 def _logged(row: Row[Any]) -> LoggedMessage:
     facts = None if row.facts is None else _from_json(row.facts, row.vector)
     return LoggedMessage(row.log_id, row.seq, row.item_id, row.created_at, facts, row.body)
 
 
-def _to_json(facts: MessageFacts) -> dict[str, Any]:
+def _to_json(facts: MessageFacts) -> Json:
     body = asdict(facts)
     del body["vector"]
     return body
 
 
-def _from_json(body: dict[str, Any], vector: bytes) -> MessageFacts:
+def _from_json(body: Json, vector: bytes) -> MessageFacts:
     terms = tuple(body.pop("terms"))
     return MessageFacts(**body, terms=terms, vector=_read_vector(vector))
 

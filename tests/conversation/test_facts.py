@@ -74,7 +74,13 @@ def test_messages_come_with_their_text_until_they_have_facts(log: ConversationLo
 
 
 def test_only_what_users_and_assistants_said_counts(log: ConversationLog) -> None:
-    search = {"id": new_id("fs"), "type": "file_search_call", "status": "completed", "queries": [], "results": None}
+    search: Json = {
+        "id": new_id("fs"),
+        "type": "file_search_call",
+        "status": "completed",
+        "queries": [],
+        "results": None,
+    }
     conversation_id = start(log, message("Rhyme.", "system"), search, message("Hi"))
 
     assert [each.seq for each in recent(log, conversation_id).messages] == [3]

@@ -90,7 +90,8 @@ def contexts_of(vectors: FloatMatrix) -> FloatMatrix:
 def unit_rows(vectors: FloatMatrix) -> FloatMatrix:
     """Each with length 1; a vector of zeros stays one."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    rows: FloatMatrix = vectors / np.where(lengths > 0, lengths, 1)
+    return rows
 
 
 def find_terms(segments: Sequence[Sequence[MessageFacts]]) -> list[tuple[str, ...]]:
