@@ -25,7 +25,7 @@ import orjson
 from serve_app.config import EncoderConfig
 from serve_app.conversation.insights.conversation import build_insights
 from serve_app.conversation.insights.gather import gather_facts
-from serve_app.conversation.insights.message import build_facts
+from serve_app.conversation.insights.message import build_facts, vectors_of
 from serve_app.conversation.insights.topics import find_segments, find_shifts
 from serve_app.conversation.log import ConversationLog
 from serve_app.knowledge.encode import TextEncoder, load_encoder
@@ -69,13 +69,13 @@ def main() -> None:
 
 def nearest_turn(dialogue: Dialogue) -> Flags:
     """How unlike the turn before."""
-    vectors = np.stack([message.vector for message in dialogue.messages])
+    vectors = vectors_of(dialogue.messages)
     return cut(1 - np.sum(vectors[1:] * vectors[:-1], axis=1))
 
 
 def depth(dialogue: Dialogue) -> Flags:
     """TextTiling's: how deep the similarity of neighbours dips, compared with the peaks on both sides."""
-    vectors = np.stack([message.vector for message in dialogue.messages])
+    vectors = vectors_of(dialogue.messages)
     likeness = np.sum(vectors[1:] * vectors[:-1], axis=1)
     return cut(np.array([_climb(likeness[gap::-1]) + _climb(likeness[gap:]) for gap in range(len(likeness))]))
 

@@ -244,7 +244,8 @@ class MessageFacts:
     """Its words that carry meaning, and pairs of them that stand together, in order, in lower case."""
     opening: str
     """Its first words, for where there are no terms."""
-    vector: FloatVector = field(compare=False, repr=False)
+    vector: bytes = field(repr=False)
+    """float16, little-endian: half the size of the encoder's, and a cosine changes by less than 0.001."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from sqlalchemy import (
     Connection,
     Row,
@@ -28,7 +27,7 @@ from sqlalchemy.sql import ColumnElement
 
 from serve_app.conversation.items import Point
 from serve_app.storage.schema import items, logs, message_facts
-from serve_app.types import ConversationFilter, FloatVector, Json, LoggedMessage, MessageFacts, SaveFacts
+from serve_app.types import ConversationFilter, Json, LoggedMessage, MessageFacts, SaveFacts
 
 MAX_MESSAGES = 2_000
 """Of one conversation: its newest. Older ones no longer say what it is about now."""
@@ -42,9 +41,6 @@ MAX_OVERVIEW_MESSAGES = 10_000
 """Of an overview: a second's work for one core."""
 
 _CONVERSATIONS_AT_ONCE = 100
-
-_VECTOR_TYPE = np.dtype("<f2")
-"""Half precision: a cosine changes by less than 0.001."""
 
 
 def read_messages(
@@ -101,7 +97,7 @@ def save_facts(connection: Connection, facts: SaveFacts) -> None:
             "seq": message.seq,
             "encoder": facts.encoder,
             "version": facts.version,
-            "vector": message.facts.vector.astype(_VECTOR_TYPE).tobytes(),
+            "vector": message.facts.vector,
             "body": _to_json(message.facts),
         }
         for message in facts.messages
@@ -208,9 +204,4 @@ def _to_json(facts: MessageFacts) -> Json:
 
 def _from_json(body: Json, vector: bytes) -> MessageFacts:
     terms = tuple(body.pop("terms"))
-    return MessageFacts(**body, terms=terms, vector=_read_vector(vector))
-
-
-def _read_vector(stored: bytes) -> FloatVector:
-    vector: FloatVector = np.frombuffer(stored, _VECTOR_TYPE).astype(np.float32)
-    return vector
+    return MessageFacts(**body, terms=terms, vector=vector)

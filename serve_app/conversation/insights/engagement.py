@@ -6,6 +6,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Literal
 
+from serve_app.conversation.insights.message import vectors_of
 from serve_app.types import LoggedMessage, MessageFacts
 
 UNRELATED = 0.1
@@ -107,7 +108,8 @@ def _follow(messages: Sequence[MessageFacts], index: int) -> Question:
     answer = index + 1
     if answer == len(messages) or messages[answer].role != "assistant":
         return Question(index, None, None, "no_answer")
-    relatedness = float(messages[index].vector @ messages[answer].vector)
+    question, answering = vectors_of([messages[index], messages[answer]])
+    relatedness = float(question @ answering)
     return Question(index, answer, relatedness, _why_open(messages[answer], relatedness))
 
 

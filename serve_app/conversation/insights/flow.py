@@ -6,6 +6,7 @@ from statistics import fmean
 
 import numpy as np
 
+from serve_app.conversation.insights.message import vectors_of
 from serve_app.conversation.insights.topics import Segment, Turn, contexts_of, unit_rows
 from serve_app.types import MessageFacts, Scores
 
@@ -36,7 +37,7 @@ class Flow:
 def measure_flow(messages: Sequence[MessageFacts], turns: Sequence[Turn], segments: Sequence[Segment]) -> Flow:
     if not messages:
         return Flow((), None, None)
-    vectors = np.stack([message.vector for message in messages])
+    vectors = vectors_of(messages)
     kept = np.sum(vectors * contexts_of(vectors), axis=1)
     centres = unit_rows(np.stack([vectors[segment.start : segment.stop].sum(axis=0) for segment in segments]))
     likeness = centres @ centres.T

@@ -5,13 +5,15 @@ another language they leave open.
 """
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from stop_words import StopWordError, get_stop_words
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from serve_app.types import FloatVector, Json, MessageFacts
+from serve_app.types import FloatMatrix, FloatVector, Json, MessageFacts
 
 VERSION = 1
 """Of what is computed here. Facts of another version are computed anew: raise it with each change."""
@@ -19,6 +21,7 @@ VERSION = 1
 MAX_CHARACTERS = 4_000
 """So much of a message is judged: its first page says what it is about."""
 
+_VECTOR_TYPE = np.dtype("<f2")
 _MAX_TERMS = 60
 _OPENING_CHARACTERS = 60
 
@@ -95,8 +98,15 @@ def build_facts(body: Json, vector: FloatVector) -> MessageFacts:
         continues=bool(_POINTS_BACK.search(text)),
         terms=tuple(_terms(beginning, language)[:_MAX_TERMS]),
         opening=_opening(text),
-        vector=vector,
+        vector=vector.astype(_VECTOR_TYPE).tobytes(),
     )
+
+
+def vectors_of(messages: Sequence[MessageFacts]) -> FloatMatrix:
+    """Of at least one message."""
+    packed = b"".join(message.vector for message in messages)
+    vectors: FloatMatrix = np.frombuffer(packed, _VECTOR_TYPE).astype(np.float32).reshape(len(messages), -1)
+    return vectors
 
 
 @cache

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from serve_app.conversation.insights.message import vectors_of
 from serve_app.types import FloatMatrix, MessageFacts, Scores
 
 CONTEXT_TURNS = 3
@@ -54,7 +55,7 @@ def find_shifts(messages: Sequence[MessageFacts]) -> list[Turn]:
     """One for each message, in order."""
     if len(messages) < 2:
         return [Turn(0.0, 0.0, is_shift=False) for _ in messages]
-    vectors = np.stack([message.vector for message in messages])
+    vectors = vectors_of(messages)
     distances = 1 - np.sum(_with_replies(vectors) * contexts_of(vectors), axis=1)[1:]
     cues = [_cues(before, message) for before, message in pairwise(messages)]
     scores = _standardized(distances) + CUE_SD * np.array(cues)

@@ -19,7 +19,7 @@ PLAIN = MessageFacts(
     continues=False,
     terms=(),
     opening="some words",
-    vector=np.array([1, 0], dtype=np.float32),
+    vector=b"",
 )
 
 
@@ -31,7 +31,7 @@ def at(degrees: float) -> FloatVector:
 
 # The fields of `MessageFacts`, as they are.
 def says(role: Literal["user", "assistant"] = "user", degrees: float = 0, **fields: Any) -> MessageFacts:
-    return replace(PLAIN, role=role, vector=at(degrees), **fields)
+    return replace(PLAIN, role=role, vector=at(degrees).astype("<f2").tobytes(), **fields)
 
 
 def logged(*messages: MessageFacts, every_s: int = 10) -> tuple[LoggedMessage, ...]:
