@@ -3,7 +3,8 @@
 Prints Markdown. TIAGE is read from `../shared/data`. Its labels chose no number: those in `topics.py` come from the
 literature, or from `bench/topic_shifts.txt`, conversations of our own that the first rows show. TIAGE was measured
 twice, before and after a turn was taken together with its reply (0.467, 0.505), which had been tried on our own.
-`--examples N` prints the labels of the first N dialogues, as they come out.
+`--examples N` prints the labels of the first N dialogues, as they come out. For times as in a replica, say
+`OMP_NUM_THREADS=1`, as Ray does: the small products of vectors here are slower on several threads.
 """
 
 import argparse

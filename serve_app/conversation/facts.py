@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import ColumnElement
 
+from serve_app.conversation.fence import keep_log
 from serve_app.conversation.items import Point
 from serve_app.storage.schema import items, logs, message_facts
 from serve_app.types import ConversationFilter, Json, LoggedMessage, MessageFacts, SaveFacts
@@ -81,14 +82,15 @@ def read_messages(
 
 def save_facts(connection: Connection, facts: SaveFacts) -> None:
     """Twice changes nothing, nor if two do it at once. What was deleted meanwhile is left out."""
-    # In one order, or two that save could wait for each other. The lock keeps an item from being deleted in between.
-    places = sorted((message.log_id, message.seq) for message in facts.messages)
+    # Nobody waits in a circle: logs are locked first and in one order, and an item that somebody is changing is left
+    # out, as its facts can be computed again.
+    kept_logs = {log_id for log_id in sorted({each.log_id for each in facts.messages}) if keep_log(connection, log_id)}
+    places = [(each.log_id, each.seq) for each in facts.messages if each.log_id in kept_logs]
     place = tuple_(items.c.log_id, items.c.seq)
     there = connection.execute(
         select(items.c.log_id, items.c.seq)
         .where(place.in_(places), items.c.body.is_not(null()))
-        .order_by(items.c.log_id, items.c.seq)
-        .with_for_update()
+        .with_for_update(skip_locked=True)
     )
     kept = {(row.log_id, row.seq) for row in there}
     rows = [

@@ -1,6 +1,10 @@
 """What is kept of each message for the insights, on both databases."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from threading import Barrier
 
 import pytest
 from sqlalchemy import func, select, update
@@ -46,6 +50,18 @@ def save(
 
 def keep(log: ConversationLog, conversation_id: str) -> None:
     save(log, recent(log, conversation_id).messages)
+
+
+def at_once(*works: Callable[[], None]) -> None:
+    """Raises what any of them raises."""
+    barrier = Barrier(len(works))
+
+    def run(work: Callable[[], None]) -> None:
+        barrier.wait()
+        work()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        list(pool.map(run, works))
 
 
 def count_facts(database: Database) -> int:
@@ -136,6 +152,27 @@ def test_facts_of_what_was_deleted_meanwhile_are_not_kept(log: ConversationLog, 
     save(log, messages)
 
     assert count_facts(database) == 1
+
+
+def test_saving_and_deleting_at_once_do_not_wait_for_each_other(log: ConversationLog, database: Database) -> None:
+    for _ in range(30):
+        conversation_id = start(log, *(message(str(number)) for number in range(20)))
+        messages = recent(log, conversation_id).messages
+
+        at_once(partial(save, log, messages), partial(log.delete_conversation, conversation_id))
+
+    assert count_facts(database) == 0
+
+
+def test_saving_and_taking_back_at_once_do_not_wait_for_each_other(log: ConversationLog, database: Database) -> None:
+    for _ in range(30):
+        questions = [message(str(number)) for number in range(20)]
+        conversation_id = start(log, *questions)
+        withdrawal = WithdrawTurn(conversation_id, new_id("resp"), tuple(each["id"] for each in questions))
+
+        at_once(partial(save, log, recent(log, conversation_id).messages), partial(log.withdraw_turn, withdrawal))
+
+    assert count_facts(database) == 0
 
 
 def test_a_deleted_conversation_takes_its_facts_with_it(log: ConversationLog, database: Database) -> None:

@@ -7,7 +7,7 @@ runs out of time has not worked in vain.
 import asyncio
 from dataclasses import replace
 
-from serve_app.conversation.insights.message import MAX_CHARACTERS, VERSION, build_facts, text_of_message
+from serve_app.conversation.insights.message import MAX_EMBEDDED_CHARACTERS, VERSION, build_facts, text_of_message
 from serve_app.parts import Embedder, Sessions
 from serve_app.types import FloatMatrix, LoggedMessage, RecentMessages, SaveFacts
 
@@ -29,7 +29,7 @@ async def gather_facts(conversation_id: str, encoder: str, sessions: Sessions, e
 
 
 async def _compute(messages: list[LoggedMessage], embedder: Embedder) -> list[LoggedMessage]:
-    texts = [text_of_message(message.body or {})[:MAX_CHARACTERS] for message in messages]
+    texts = [text_of_message(message.body or {})[:MAX_EMBEDDED_CHARACTERS] for message in messages]
     vectors = await embedder.embed(texts)
     return await asyncio.to_thread(_build, messages, vectors)
 

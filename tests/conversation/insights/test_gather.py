@@ -70,4 +70,4 @@ def test_the_beginning_of_a_very_long_message_is_embedded(log: ConversationLog) 
 
     gather(log, conversation_id, embedder)
 
-    assert [len(text) for text in embedder.texts] == [4_000]
+    assert [len(text) for text in embedder.texts] == [600]
