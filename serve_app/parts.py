@@ -28,8 +28,10 @@ from serve_app.types import (
     Page,
     PageQuery,
     Passage,
+    RecentMessages,
     RecordedResponse,
     RerankRequest,
+    SaveFacts,
     Scores,
     SearchQuery,
     StoreFileRef,
@@ -123,6 +125,8 @@ class Sessions:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self.changed: set[str] = set()
+        """Conversations that were added to through here, until whoever keeps their facts takes them out."""
 
     async def create_conversation(
         self,
@@ -134,6 +138,8 @@ class Sessions:
         answered: Conversation = await self._run(
             conversation_id, "create_conversation", conversation_id, metadata, items, expires_after_s
         )
+        if items:
+            self.changed.add(conversation_id)
         return answered
 
     async def list_conversations(self, page: PageQuery, metadata: dict[str, str]) -> Page:
@@ -169,6 +175,7 @@ class Sessions:
 
     async def append_items(self, append: AppendItems) -> tuple[Json, ...]:
         answered: tuple[Json, ...] = await self._run(append.conversation_id, "append_items", append)
+        self.changed.add(append.conversation_id)
         return answered
 
     async def list_items(self, conversation_id: str, page: PageQuery) -> Page:
@@ -199,6 +206,8 @@ class Sessions:
 
     async def close_turn(self, turn: CloseTurn) -> None:
         await self._run(turn.log_id, "close_turn", turn)
+        if turn.log_id != turn.response["id"]:  # which is the log of a response that is in no conversation
+            self.changed.add(turn.log_id)
 
     async def withdraw_turn(self, turn: WithdrawTurn) -> None:
         await self._run(turn.log_id, "withdraw_turn", turn)
@@ -213,6 +222,13 @@ class Sessions:
 
     async def delete_response(self, response_id: str) -> None:
         await self._run(response_id, "delete_response", response_id)
+
+    async def read_messages(self, conversation_id: str, encoder: str, version: int) -> RecentMessages:
+        answered: RecentMessages = await self._run(conversation_id, "read_messages", conversation_id, encoder, version)
+        return answered
+
+    async def save_facts(self, facts: SaveFacts) -> None:
+        await self._run(facts.conversation_id, "save_facts", facts)
 
     async def list_input_items(self, response_id: str, page: PageQuery) -> Page:
         answered: Page = await self._run(response_id, "list_input_items", response_id, page)

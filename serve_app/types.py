@@ -295,6 +295,80 @@ class FoundItems:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageFacts:
+    """What the insights need of a message beside its time: computed once, and kept."""
+
+    role: Literal["user", "assistant"]
+    status: str
+    """The item's: `completed`, or `incomplete` if its response was cut off or failed."""
+    characters: int
+    words: int
+    language: str | None
+    """ISO 639-1. None if it cannot be told, as in a message of few words."""
+    english_sentiment: float
+    """From -1 to 1, if it is English."""
+    is_question: bool
+    is_evasive: bool
+    """It says that it does not answer."""
+    continues: bool
+    """It begins with a word that points back, as "that" or "yes" does."""
+    terms: tuple[str, ...]
+    """Its words that carry meaning, and pairs of them that stand together, in order, in lower case."""
+    opening: str
+    """Its first words, for where there are no terms."""
+    vector: bytes = field(repr=False)
+    """float16, little-endian: half the size of the encoder's, and a cosine changes by less than 0.001."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedMessage:
+    """A message of a conversation, where it is in the log, with its facts or else with what they are made from."""
+
+    log_id: str
+    """The conversation's, or that of one that it was forked from."""
+    seq: int
+    item_id: str
+    created_at: int
+    facts: MessageFacts | None
+    body: Json | None
+    """The OpenAI item. None if there are facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecentMessages:
+    """The newest messages of a conversation, as many as are looked at."""
+
+    messages: tuple[LoggedMessage, ...]
+    """Oldest first."""
+    is_truncated: bool
+    """There are older ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFacts:
+    """Facts to be kept with their messages, in place of older ones."""
+
+    conversation_id: str
+    """Whose insights they are for; the messages may be of one that it was forked from."""
+    encoder: str
+    """The model that made the vectors."""
+    version: int
+    """Of the code that made the rest."""
+    messages: tuple[LoggedMessage, ...]
+    """All with facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationFilter:
+    """Which conversations an overview is about."""
+
+    created_after: int | None = None
+    created_before: int | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    """What a conversation's metadata must hold, if not alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """One page of a list, in the order asked for. `data` are OpenAI objects, each with an `id`."""
 

@@ -457,3 +457,54 @@ def test_serve_shows_why_a_deployment_failed(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "no such model: gpt-0" in errors
     assert "The logs are in" in errors
+
+
+# insights
+
+
+def start_talk(server: Server) -> str:
+    items = [
+        {"role": "user", "content": "When does the ferry [sail]?"},
+        {"role": "assistant", "content": "The ferry sails at nine, which is wonderful."},
+        {"role": "user", "content": "Is the harbour open?"},
+    ]
+    answer = httpx.post(f"{server.url}/v1/conversations", json={"items": items})
+    conversation_id: str = answer.json()["id"]
+    return conversation_id
+
+
+def test_insights_show_topics_and_open_questions(server: Server) -> None:
+    result = server.run("insights", start_talk(server))
+
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert "messages 3 in 0 s" in shown
+    assert "ferry" in shown
+    assert "questions 2 by the user, 1 with an answer" in shown
+    assert "open Is the harbour open? (no answer)" in shown
+
+
+def test_insights_of_an_empty_conversation(server: Server) -> None:
+    result = server.run("insights", server.openai.conversations.create().id)
+
+    assert result.exit_code == 0, result.output
+    assert "not known" in result.stdout
+
+
+def test_insights_without_an_id_are_those_of_all(server: Server) -> None:
+    server.run("insights", start_talk(server))
+    start_talk(server)
+
+    result = server.run("insights")
+
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert "conversations 2, 1 not looked into yet" in shown
+    assert "questions 2, 1 of them open" in shown
+
+
+def test_insights_of_an_unknown_conversation_say_so(server: Server) -> None:
+    result = server.run("insights", "conv_unknown")
+
+    assert result.exit_code == 1
+    assert "not found" in result.stderr

@@ -16,6 +16,7 @@ from serve_app.api import (
     embeddings,
     files,
     health,
+    insights,
     models,
     responses,
     settings,
@@ -77,6 +78,7 @@ def create_app(
         responses,
         transfer,  # before the conversations: `import` is no conversation's id
         conversations,
+        insights,
         files,
         vector_stores,
         statistics,
@@ -98,6 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(sweep_expired(context)),
         asyncio.create_task(statistics.save_tallies(context)),
         asyncio.create_task(settings.refresh_settings(context)),
+        asyncio.create_task(insights.keep_facts(app)),
     ]
     yield
     for task in background:

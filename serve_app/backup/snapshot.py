@@ -28,6 +28,7 @@ from serve_app.storage.migrations import NEWEST
 from serve_app.storage.schema import (
     backup_jobs,
     files,
+    message_facts,
     metadata,
     response_jobs,
     response_journal,
@@ -257,8 +258,8 @@ def _hold_files(captured: _Captured, system: System, uploads: Iterable[RowMappin
 
 def is_backed_up(table: Table, store_ids: Sequence[str] | None) -> bool:
     if store_ids is None:
-        # What only the processes of now can go on with is left out.
-        return table not in (backup_jobs, runners, response_jobs, response_journal)
+        # What only the processes of now can go on with is left out, and what is made again when it is asked for.
+        return table not in (backup_jobs, runners, response_jobs, response_journal, message_facts)
     return table in (files, vector_stores) or "store_id" in table.c
 
 

@@ -11,6 +11,7 @@ from serve_app.cli.backup import backup, backups, restore
 from serve_app.cli.check import check
 from serve_app.cli.conversations import conversations, export, import_
 from serve_app.cli.ingest import ingest
+from serve_app.cli.insights import insights
 from serve_app.cli.serve import serve
 from serve_app.cli.stores import stores
 from serve_app.cli.versions import optimize, rollback, versions
@@ -30,6 +31,7 @@ app.command()(conversations)
 app.command()(export)
 app.command("import")(import_)
 app.command()(stores)
+app.command()(insights)
 app.command()(versions)
 app.command()(rollback)
 app.command()(optimize)

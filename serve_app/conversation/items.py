@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, literal, null, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, literal, null, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import is_id
 from serve_app.conversation.past import Past, seqs_of
 from serve_app.errors import InvalidRequest
-from serve_app.storage.schema import items, logs
+from serve_app.storage.schema import items, logs, message_facts
 from serve_app.types import Json, LoggedItem, Page, PageQuery, now_s
 
 _LOGS_AT_ONCE = 500
@@ -200,6 +200,7 @@ def withdraw_items(connection: Connection, log_id: str, item_ids: Sequence[str])
         .where(items.c.log_id == log_id, items.c.item_id.in_(item_ids))
         .values(body=null(), idempotency_key=literal("withdrawn:") + items.c.item_id)
     )
+    _delete_facts(connection, log_id, item_ids)
 
 
 def erase_item(connection: Connection, place: Point) -> bool:
@@ -209,6 +210,9 @@ def erase_item(connection: Connection, place: Point) -> bool:
         .where(items.c.log_id == place.log_id, items.c.seq == place.seq, items.c.body.is_not(null()))
         .values(body=null())
     )
+    connection.execute(
+        delete(message_facts).where(message_facts.c.log_id == place.log_id, message_facts.c.seq == place.seq)
+    )
     return erased.rowcount == 1
 
 
@@ -216,3 +220,8 @@ def item_text(item: Json) -> str:
     """What a message says; empty for other items."""
     content = item.get("content") or ""
     return content if isinstance(content, str) else "\n".join(part.get("text") or "" for part in content)
+
+
+def _delete_facts(connection: Connection, log_id: str, item_ids: Sequence[str]) -> None:
+    seqs = select(items.c.seq).where(items.c.log_id == log_id, items.c.item_id.in_(item_ids))
+    connection.execute(delete(message_facts).where(message_facts.c.log_id == log_id, message_facts.c.seq.in_(seqs)))

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, RowMapping, and_, bindparam, exists, func, se
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.conversation.checks import check_items, check_json, check_key, is_id
+from serve_app.conversation.facts import MAX_MESSAGES, MAX_SEQ, read_messages, save_facts
 from serve_app.conversation.fence import Fence, Fenced, Fences, OwnedLog, keep_log, new_log, take_over
 from serve_app.conversation.forks import compare, drop_conversation, find_fork_point, read_branches
 from serve_app.conversation.items import (
@@ -58,7 +59,9 @@ from serve_app.types import (
     OpenTurn,
     Page,
     PageQuery,
+    RecentMessages,
     RecordedResponse,
+    SaveFacts,
     WithdrawTurn,
     now_s,
 )
@@ -270,6 +273,20 @@ class ConversationLog:
             if place is None or not erase_item(connection, place):
                 raise _not_found("Item", item_id)
         return conversation
+
+    # --- what the insights are made from --------------------------------------------------------
+
+    def read_messages(self, conversation_id: str, encoder: str, version: int) -> RecentMessages:
+        """The newest messages with their facts, those that it was forked from among them."""
+        with self._database.read() as connection:
+            _require_conversation(connection, conversation_id)
+            found = read_messages(connection, Point(conversation_id, MAX_SEQ), encoder, version, MAX_MESSAGES + 1)
+        return RecentMessages(tuple(found[-MAX_MESSAGES:]), is_truncated=len(found) > MAX_MESSAGES)
+
+    def save_facts(self, facts: SaveFacts) -> None:
+        """Twice changes nothing. The facts of what was deleted meanwhile are left out."""
+        with self._database.write() as connection:
+            save_facts(connection, facts)
 
     # --- turns ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -54,6 +55,20 @@ items = Table(
     Index("items_by_id", "log_id", "item_id", unique=True),
     Index("items_by_idempotency_key", "log_id", "idempotency_key", unique=True),
     Index("items_by_time", "created_at"),
+)
+
+# What the insights know of a message, so that it is computed once. Whatever is missing is computed again when it is
+# needed: backups leave this out, and a row of another encoder or version counts as missing.
+message_facts = Table(
+    "message_facts",
+    metadata,
+    Column("log_id", String(80), primary_key=True),
+    Column("seq", Integer, primary_key=True),  # the item's
+    Column("encoder", String(255), nullable=False),  # model id that made its vector
+    Column("version", Integer, nullable=False),  # of the code that made the rest
+    Column("vector", LargeBinary, nullable=False),  # float16, little-endian
+    Column("body", JSON, nullable=False),
+    ForeignKeyConstraint(["log_id", "seq"], ["items.log_id", "items.seq"], onupdate="CASCADE", ondelete="CASCADE"),
 )
 
 responses = Table(

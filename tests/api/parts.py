@@ -11,7 +11,7 @@ from serve_app.errors import RayconteurError
 from serve_app.knowledge.query_cache import CachedEmbedder
 from serve_app.knowledge.statistics import CountedRetriever
 from serve_app.metrics import Tally
-from serve_app.parts import Embedder, Generator, Indexer, Parts, Retriever, Sessions
+from serve_app.parts import Embedder, Generator, Indexer, Parts, Retriever, Run, Sessions
 from serve_app.types import (
     AttributeChange,
     FloatMatrix,
@@ -111,7 +111,7 @@ def knowledge_parts(
         retriever=CountedRetriever(retriever, tallies),
         indexer=indexer,
         generator=cast(Generator, missing),
-        sessions=sessions or cast(Sessions, missing),
+        sessions=sessions or Sessions(cast(Run, missing)),
         count_tokens=lambda text: len(text.split()),
         tallies=tallies,
     )

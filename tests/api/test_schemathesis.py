@@ -19,8 +19,16 @@ from tests.api.conftest import Api
 # Its parameters are classes of schemathesis's own, and nothing here depends on them.
 Operation = APIOperation[Any, Any, Any, Any]
 
-PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models", "/v1/backups", "/v1/conversations")
-OPERATIONS = 53
+PREFIXES = (
+    "/v1/files",
+    "/v1/vector_stores",
+    "/v1/embeddings",
+    "/v1/models",
+    "/v1/backups",
+    "/v1/conversations",
+    "/v1/insights",
+)
+OPERATIONS = 55
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "3"))
 """For each operation, of each kind: right and wrong."""
 

@@ -95,6 +95,6 @@ def test_a_folder_of_backups_is_for_its_owner(tmp_path: Path) -> None:
 def test_every_table_is_of_a_store_or_known() -> None:
     """A new table must say whether it is backed up with its store, and what a restore does with its rows."""
     of_stores = {table.name for table in metadata.sorted_tables if "store_id" in table.c}
-    known = {"vector_stores", "files", "logs", "items", "responses", backup_jobs.name}
+    known = {"vector_stores", "files", "logs", "items", "responses", "message_facts", backup_jobs.name}
 
     assert set(metadata.tables) == of_stores | known

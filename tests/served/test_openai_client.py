@@ -149,6 +149,22 @@ def test_a_conversation_keeps_every_item_in_order(client: openai.OpenAI) -> None
     assert client.conversations.retrieve(conversation.id).metadata == {"topic": "boats"}
 
 
+def test_insights_follow_a_conversation(client: openai.OpenAI) -> None:
+    conversation = client.conversations.create()
+    for count, text in enumerate(("When does the ferry sail?", "What is a lighthouse for?"), 1):
+        client.responses.create(model=MODEL, input=text, conversation=conversation.id, max_output_tokens=16)
+
+        shown = client.get(f"/conversations/{conversation.id}/insights", cast_to=dict[str, Any])
+
+        assert shown["messages"] == 2 * count
+        assert shown["engagement"]["user"]["questions"] == count
+        assert [turn["item_id"] for turn in shown["topics"]["turns"]] == [
+            item.id for item in client.conversations.items.list(conversation.id, order="asc")
+        ]
+    overview = client.get("/insights", cast_to=dict[str, Any])
+    assert overview["messages"]["count"] >= 4
+
+
 def test_chat_completions_take_the_same_tool(client: openai.OpenAI, store_id: str) -> None:
     question = [{"role": "user", "content": "How much is a return ticket of the ferry?"}]
     tools = [{"type": "file_search", "vector_store_ids": [store_id], "max_num_results": 2}]
