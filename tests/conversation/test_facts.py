@@ -19,6 +19,7 @@ from serve_app.storage.schema import logs, message_facts
 from serve_app.types import (
     AppendItems,
     ConversationFilter,
+    ForkConversation,
     Json,
     LoggedMessage,
     RecentMessages,
@@ -195,7 +196,7 @@ def test_a_fork_has_the_facts_of_its_past_and_keeps_them_there(log: Conversation
     assert [(each.log_id, each.seq) for each in recent(log, fork_id).messages] == [
         (parent_id, 1),
         (parent_id, 2),
-        (fork_id, 1),
+        (fork_id, 3),  # goes on counting
     ]
     assert [each.facts is None for each in recent(log, parent_id).messages] == [False, False, True]
     assert count_facts(database) == 3
@@ -253,3 +254,15 @@ def test_the_overview_ends_with_the_conversation_that_would_be_too_much(
     found = kept(database)
 
     assert (found.conversations, found.looked_at, len(found.messages), found.is_truncated) == (3, 2, 2, True)
+
+
+def test_what_a_fork_keeps_of_a_deleted_conversation_keeps_its_facts(log: ConversationLog, database: Database) -> None:
+    first = message("Hi")
+    parent_id = start(log, first, message("Later"))
+    fork_id = log.fork_conversation(ForkConversation(parent_id, new_id("conv"), first["id"], {})).id
+    keep(log, parent_id)
+
+    log.delete_conversation(parent_id)
+
+    assert [each.facts is None for each in recent(log, fork_id).messages] == [False]
+    assert count_facts(database) == 1
