@@ -243,6 +243,12 @@ async def _close(
 _kept: set[asyncio.Task[Any]] = set()
 
 
+async def drain() -> None:
+    """Wait for the commits that go on although nobody waits for them: before the process ends."""
+    while _kept:
+        await asyncio.wait(set(_kept))
+
+
 def _keep(work: Coroutine[Any, Any, T], timeout_s: float) -> asyncio.Task[T]:
     """Run this to its end, or its deadline, whatever becomes of the request."""
 
