@@ -8,6 +8,7 @@ replica died is made again on another replica, within its deadline; a stream, if
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
@@ -135,7 +136,9 @@ class RemoteGenerator:
                 if has_begun or not _is_lost(error) or time.monotonic() >= deadline_s:
                     _raise_ours(error)
             finally:
-                events.cancel()
+                # What was given to no replica raises why, if Ray's router has a loop of its own (DeploymentResponse).
+                with suppress(RayError, RayServeException):
+                    events.cancel()
             await asyncio.sleep(_STREAM_AGAIN_AFTER_S)
 
 

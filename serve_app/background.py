@@ -43,11 +43,11 @@ JOURNAL_EVERY_S = 0.25
 """What the model writes is seen this much later at most: few enough commits for any database."""
 
 MAX_CLAIMS = 20
-"""Whoever has claimed a job so often has not been able to answer it."""
+"""What has been claimed so often cannot be answered. With the growing pauses that takes a quarter of an hour."""
 
 _RENEW_EVERY_S = LEASE_S / 5
 _LOOK_EVERY_S = 1.0
-_RETRY_AFTER_S = 2.0
+_MAX_RETRY_AFTER_S = 60.0
 
 # A checked request as JSON and back. It is made of dataclasses, which pydantic knows how to read.
 _TURN = TypeAdapter(Turn)
@@ -144,19 +144,21 @@ class BackgroundResponses:
         self._has_work.set()
 
     async def _run(self, job: ResponseJob) -> None:
-        turn = _turn_of(job)
-        answer = Answer(turn.opening.response)
+        answer = Answer(job.request["opening"]["response"])
         error: RayconteurError
         try:
+            turn = _turn_of(job)
             _restore(answer, turn, past := await self._read(job))
+            if past:
+                logger.info("response %s: going on after %d characters", job.response_id, len(answer.raw_text))
             if job.fence > MAX_CLAIMS:
                 await self._close(job, answer.incomplete("interrupted"), answer)
             else:
                 await self._answer(turn, job, answer, _Journal(answer, past))
             return
         except (Unavailable, Overloaded) as failure:
-            await self._release(job, failure.retry_after_s or _RETRY_AFTER_S)
-            logger.info("request %s: response %s waits: %s", turn.request_id, job.response_id, failure)
+            await self._release(job, max(failure.retry_after_s or 0.0, min(0.5 * 2**job.fence, _MAX_RETRY_AFTER_S)))
+            logger.info("response %s waits: %s", job.response_id, failure)
             return
         except asyncio.CancelledError:
             await asyncio.shield(self._release(job, 0))
@@ -164,7 +166,7 @@ class BackgroundResponses:
         except RayconteurError as failure:
             error = failure
         except Exception:
-            logger.exception("request %s: the background response failed", turn.request_id)
+            logger.exception("the background response %s failed", job.response_id)
             error = InternalError("an internal error occurred: the server's log has the details")
         with suppress(RayconteurError):
             await self._close(job, answer.failed(error), answer, error)

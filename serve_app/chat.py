@@ -146,7 +146,7 @@ async def reply(
             # If this commit fails too, it is logged, and the cancellation matters more.
             with suppress(RayconteurError):
                 response = answer.incomplete("client_disconnected")
-                await _close(opened, response, answer, None, turn, parts.sessions, call_timeout_s)
+                await _close(opened, response, record(answer.delta_lengths), turn, parts.sessions, call_timeout_s)
         raise
     except Exception:
         # Whatever it was, the turn must not stay open.
@@ -164,7 +164,7 @@ async def reply(
     elif error:
         response = answer.failed(error)
     try:
-        await _close(opened, response, answer, error, turn, parts.sessions, call_timeout_s)
+        await _close(opened, response, record(answer.delta_lengths, error), turn, parts.sessions, call_timeout_s)
     except RayconteurError as failure:
         # An answer that is not durable is not shown as one that is.
         error = error or failure
@@ -203,8 +203,8 @@ async def _abandon(opening: asyncio.Task[OpenedTurn], turn: Turn, sessions: Sess
     """The client left while its question was being committed."""
     opened = await opening
     if not opened.finished:
-        answer = Answer(turn.opening.response)
-        await _close(opened, answer.incomplete("client_disconnected"), answer, None, turn, sessions, timeout_s)
+        response = Answer(turn.opening.response).incomplete("client_disconnected")
+        await _close(opened, response, record(()), turn, sessions, timeout_s)
 
 
 async def _withdraw(opened: OpenedTurn, turn: Turn, sessions: Sessions, timeout_s: float) -> None:
@@ -219,17 +219,10 @@ async def _withdraw(opened: OpenedTurn, turn: Turn, sessions: Sessions, timeout_
 
 
 async def _close(
-    opened: OpenedTurn,
-    response: Json,
-    answer: Answer,
-    error: RayconteurError | None,
-    turn: Turn,
-    sessions: Sessions,
-    timeout_s: float,
+    opened: OpenedTurn, response: Json, recording: Json, turn: Turn, sessions: Sessions, timeout_s: float
 ) -> None:
     if opened.log_id is None:
         return
-    recording = record(answer.delta_lengths, error)
     close = CloseTurn(opened.log_id, response, turn.opening.store, recording, turn.job_fence)
     closing = _keep(sessions.close_turn(close), timeout_s)
     try:
@@ -241,6 +234,12 @@ async def _close(
 
 
 _kept: set[asyncio.Task[Any]] = set()
+
+
+async def drain() -> None:
+    """Wait for the commits that go on although nobody waits for them: before the process ends."""
+    while _kept:
+        await asyncio.wait(set(_kept))
 
 
 def _keep(work: Coroutine[Any, Any, T], timeout_s: float) -> asyncio.Task[T]:

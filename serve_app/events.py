@@ -79,7 +79,7 @@ _AS_OPENED: Json = {
 }
 
 
-def record(delta_lengths: Sequence[int], error: RayconteurError | None) -> Json:
+def record(delta_lengths: Sequence[int], error: RayconteurError | None = None) -> Json:
     """What must be stored beside a response, so that `replay` gives the events that it came in."""
     described = error and {"message": error.message, "param": error.param, "code": error.code}
     return {"deltas": list(delta_lengths), "error": described}

@@ -1,13 +1,14 @@
 """Background responses: run without a client, read again as they came, and gone on with by whoever is left."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from serve_app import chat
 from serve_app.api.response_events import EventEncoder
 from serve_app.background import BackgroundResponses
 from serve_app.chat import Turn
@@ -16,7 +17,7 @@ from serve_app.conversation.jobs import ResponseJobs
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from serve_app.events import Event, Finished, TextDelta
-from serve_app.storage.database import Database, open_database
+from serve_app.storage.database import Database
 from serve_app.types import Json, new_id
 from tests.fakes import FakeParts
 from tests.test_chat import RHINE, SEARCH, ask, text_of
@@ -41,6 +42,7 @@ class Gateway:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+            await chat.drain()
 
     async def read(self, response_id: str) -> list[Event]:
         async with asyncio.timeout(TIMEOUT_S):
@@ -55,12 +57,6 @@ class Gateway:
                 if seen == text:
                     return
         raise AssertionError(f"the stream ended after {seen!r}")
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    with closing(open_database(f"sqlite:///{tmp_path / 'log.db'}")) as database:
-        yield database
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware import Middleware
 from starlette.concurrency import run_in_threadpool
 
+from serve_app import chat
 from serve_app.api import (
     backups,
     chat_completions,
@@ -106,6 +107,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for task in background:
         task.cancel()
     await asyncio.wait(background)
+    await chat.drain()
 
 
 def _api_keys() -> list[str]:

@@ -41,24 +41,24 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with anyio.CancelScope() as sending:
-                watchers = [
-                    asyncio.create_task(_on_disconnect(receive, sending)),
-                    asyncio.create_task(self._keep_open(send)),
-                ]
+                watcher = asyncio.create_task(_on_disconnect(receive, sending))
                 try:
                     await self._send_all(send)
                 finally:
-                    for watcher in watchers:
-                        watcher.cancel()
+                    watcher.cancel()
         finally:
             await close(self._events)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
-            body = event if isinstance(event, bytes) else event.encode()
-            self._is_silent = False
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+        keeper = asyncio.create_task(self._keep_open(send))
+        try:
+            async for event in self._events:
+                body = event if isinstance(event, bytes) else event.encode()
+                self._is_silent = False
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        finally:
+            keeper.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_open(self, send: Send) -> None:

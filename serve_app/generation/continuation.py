@@ -6,6 +6,7 @@ from what follows. So no word is missing or there twice; what the model chooses 
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from serve_app.generation.answer import Answer
 from serve_app.generation.stream import before, close
 from serve_app.parts import Generator
 from serve_app.types import GenerationRequest, Json
+
+logger = logging.getLogger(__name__)
 
 MAX_LOSSES = 5
 """Replicas that one answer may see die: a request that kills them must not kill them all."""
@@ -49,6 +52,8 @@ async def generate(
             if losses > MAX_LOSSES or not answer.has_started:
                 raise
             loss = error
+            characters = len(answer.raw_text)
+            logger.warning("request %s: the model was lost after %d characters", request.request_id, characters)
         except Timeout as error:
             raise loss or error from None
         finally:

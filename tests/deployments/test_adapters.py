@@ -31,6 +31,9 @@ class Stream:
 
     def cancel(self) -> None:
         self.is_cancelled = True
+        # As Ray does where the call was given to no replica.
+        if self._steps and isinstance(self._steps[0], Exception):
+            raise self._steps[0]
 
 
 class Handle:

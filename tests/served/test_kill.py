@@ -173,7 +173,7 @@ def test_a_background_response_outlives_its_gateway(application: Application, cl
         deadline = time.monotonic() + HANG_S
         while not finals:
             assert time.monotonic() < deadline, f"the stream hangs after {events[-3:]}"
-            place = {"stream": "true", "starting_after": events[-1][0]}
+            place: dict[str, str | int] = {"stream": "true", "starting_after": events[-1][0]}
             with (
                 suppress(httpx.TransportError),
                 http.stream("GET", f"/v1/responses/{ids[0]}", params=place) as response,
