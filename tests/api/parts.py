@@ -33,7 +33,7 @@ class HashEmbedder:
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         self.calls.append(list(texts))
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) for text in texts]
         rows = np.stack([np.random.default_rng(seed).normal(size=DIMENSIONS) for seed in seeds])

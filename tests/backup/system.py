@@ -35,7 +35,7 @@ class System:
         self.config = AppConfig(storage=StorageConfig(folder=folder), backup=BackupConfig(url=backup_url))
         self.files = FileStore(database, self.config.storage.files_folder)
         self.catalog = Catalog(database, "toy")
-        self.index = IndexWriter(self.config.storage.vectors_folder, 4)
+        self.index = IndexWriter(self.config.storage.vectors_folder)
         self.versions = Versions(database, self.index, RetentionConfig(keep_versions=1000))
         self.reader = IndexReader(self.config.storage.vectors_folder)
         self.log = ConversationLog(database, 100, stale_after_s=60)
