@@ -222,7 +222,10 @@ class Reembedder:
                     seconds_left=round(left_bytes / rate) if rate else None,
                     attempts=0,
                 )
-                self._index.add(move.table, made, replacing=[each.file_id for each in made])
+                # What was taken out of the store meanwhile is not put in behind its back.
+                found = _found(connection, move.store_id, batch)
+                kept = [each for each in made if each.file_id in found]
+                self._index.add(move.table, kept, replacing=[each.file_id for each in kept])
 
     def _passages(self, move: _Move, batch: Sequence[_Source]) -> list[FilePassages]:
         encoder = self._encoders[move.encoder]
@@ -312,6 +315,13 @@ def _begin_again(connection: Connection, store_id: str) -> None:
         .where(_file.store_id == store_id, _file.status == "in_progress")
         .values(fence=_file.fence + 1, lease_until=0.0, attempts=0)
     )
+
+
+def _found(connection: Connection, store_id: str, batch: Sequence[_Source]) -> set[str]:
+    """The ids of those that searches still find."""
+    ids = [source.file_id for source in batch]
+    query = select(_file.file_id).where(_file.store_id == store_id, _file.file_id.in_(ids), is_found())
+    return set(connection.execute(query).scalars())
 
 
 def _is_held(move: _Move) -> ColumnElement[bool]:
