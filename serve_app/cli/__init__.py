@@ -10,6 +10,7 @@ from serve_app.cli.ask import ask, chat
 from serve_app.cli.backup import backup, backups, restore
 from serve_app.cli.check import check
 from serve_app.cli.ingest import ingest
+from serve_app.cli.reembed import reembed
 from serve_app.cli.serve import serve
 from serve_app.cli.stores import stores
 from serve_app.cli.versions import optimize, rollback, versions
@@ -29,6 +30,7 @@ app.command()(stores)
 app.command()(versions)
 app.command()(rollback)
 app.command()(optimize)
+app.command()(reembed)
 app.command()(backup)
 app.command()(backups)
 app.command()(restore)
