@@ -1,4 +1,4 @@
-"""`rayconteur reembed`: a store moves to another encoder; the server does it, this asks for it and shows how far it is."""
+"""`rayconteur reembed`: the server moves a store to another encoder, this asks for it and shows how far it is."""
 
 import time
 from typing import Annotated, cast
