@@ -22,6 +22,7 @@ from serve_app.backup.jobs import Wanted, require_possible
 from serve_app.backup.repository import Item, Manifest, Repository, StoredStore
 from serve_app.backup.snapshot import COPIES_AT_ONCE, Progress, System, export_rows, rows_of, work_in
 from serve_app.errors import Conflict
+from serve_app.knowledge.table import parts_of
 from serve_app.knowledge.table_files import prepare_restored
 from serve_app.storage import migrations
 from serve_app.storage.database import Database, open_database
@@ -147,8 +148,8 @@ def _targets(plan: _Plan, contents: Mapping[str, Item], work: Path) -> list[tupl
     targets = []
     for path, item in contents.items():
         kind, owner, *rest = path.split("/")
-        store_id, suffix = _parts(owner)
-        if kind == "vectors" and store_id in stores:
+        store_id, suffix = parts_of(owner) if kind == "vectors" else ("", "")
+        if store_id in stores:
             targets.append((item, work.joinpath(f"{stores[store_id].id}{suffix}.lance", *rest)))
         elif kind == "files" and owner in plan.new_files:
             targets.append((item, work / "files" / owner))
@@ -170,17 +171,10 @@ def _fetch_one(repository: Repository, item: Item, target: Path) -> int:
     return item.size_bytes
 
 
-def _parts(table: str) -> tuple[str, str]:
-    """The store's id and the suffix of a table's name, which is `vs_ID` or `vs_ID_SUFFIX`."""
-    prefix, _, rest = table.partition("_")
-    number, underscore, suffix = rest.partition("_")
-    return f"{prefix}_{number}", underscore + suffix
-
-
 def _prepare(store: _Store, tables: Tables, work: Path) -> None:
     versions = [row for row in _rows(tables, "store_versions") if row["store_id"] == store.stored.id]
     for table in store.tables(work):
-        _, suffix = _parts(table.stem)
+        _, suffix = parts_of(table.stem)
         theirs = [row for row in versions if row["table_suffix"] == suffix and row["table_version"]]
         tags = {f"v{row['version']}": row["table_version"] for row in theirs}
         newest, rows = store.stored.table_version, store.stored.passages

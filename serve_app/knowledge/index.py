@@ -36,6 +36,7 @@ from serve_app.knowledge.table import (
     column_values,
     literal,
     open_session,
+    parts_of,
     present,
 )
 from serve_app.metrics import MAINTENANCE_SECONDS, NO_METRICS, Metrics, timed
@@ -166,13 +167,18 @@ class IndexWriter:
         self._rota.changed(name, updated.rows_updated)
         return True
 
-    def tables(self, store_id: str) -> list[str]:
-        """The names of all tables of a store, in no order."""
-        names = [path.stem for path in self._folder.glob(f"{checked(store_id)}*.lance")]
-        return [name for name in names if name == store_id or name.startswith(f"{store_id}_")]
+    def tables(self) -> dict[str, set[str]]:
+        """The names of all tables there are, by store."""
+        tables: dict[str, set[str]] = {}
+        for path in self._folder.glob("vs_*.lance"):
+            tables.setdefault(parts_of(path.stem)[0], set()).add(path.stem)
+        return tables
+
+    def tables_of(self, store_id: str) -> set[str]:
+        return self.tables().get(checked(store_id), set())
 
     def drop(self, store_id: str) -> None:
-        for name in self.tables(store_id):
+        for name in self.tables_of(store_id):
             self.drop_table(name)
 
     def drop_table(self, name: str) -> None:

@@ -35,6 +35,12 @@ def checked(name: str) -> str:
     return name
 
 
+def parts_of(name: str) -> tuple[str, str]:
+    """The store's id, and the suffix that the name of a further table of it has; "" for the first."""
+    prefix, number, *suffix = name.split("_")
+    return f"{prefix}_{number}", "".join(f"_{each}" for each in suffix)
+
+
 def open_session() -> lancedb.Session:
     # By default the caches of one process may grow to 7 GB.
     return lancedb.Session(index_cache_size_bytes=512 * 2**20, metadata_cache_size_bytes=128 * 2**20)

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, 
 from serve_app.config import RetentionConfig
 from serve_app.knowledge.history import current_table, expired, is_found, newest_version, next_version, version_row
 from serve_app.knowledge.index import IndexedFile, IndexWriter
+from serve_app.knowledge.table import parts_of
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, reembeddings, store_versions, vector_store_files, vector_stores
 from serve_app.types import AttributeChange, Json, StoreFileRef, StoreVersionRef, now_s
@@ -39,10 +40,9 @@ class Versions:
         """After the return no search of the newest version finds the file."""
         with self._index.lock:
             table = self.table(ref.store_id)
-            for other in self._index.tables(ref.store_id):
+            for other in self._index.tables_of(ref.store_id) - {table}:
                 # Or a move back to its encoder could take it for the same file that is added again some day.
-                if other != table:
-                    self._index.remove_file(other, ref.file_id)
+                self._index.remove_file(other, ref.file_id)
             if not self._index.remove_file(table, ref.file_id):
                 return
             with self._database.write() as connection:
@@ -141,9 +141,11 @@ class Versions:
         """Let go of what is not to be kept any more, in every store. To be called every few minutes."""
         with self._database.read() as connection:
             store_ids = connection.execute(select(vector_stores.c.id)).scalars().all()
-        tables = {store_id: set(self._index.tables(store_id)) for store_id in store_ids}
+        # Tables of stores that the database does not know are left alone: it may be the wrong database.
+        tables = self._index.tables()
         unneeded: set[str] = set()
-        for store_id, names in tables.items():
+        for store_id in store_ids:
+            names = tables.get(store_id, set())
             with self._index.lock:
                 with self._database.write() as connection:
                     kept, _ = self._expire(connection, store_id)
@@ -152,7 +154,7 @@ class Versions:
                     for name in (names - needed) & self._unneeded:
                         self._index.drop_table(name)
                 for name in names & needed:
-                    self._index.keep_only(name, kept.get(name.removeprefix(store_id), ()))
+                    self._index.keep_only(name, kept.get(parts_of(name)[1], ()))
             unneeded |= names - needed
         self._unneeded = unneeded
 

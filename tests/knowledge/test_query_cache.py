@@ -38,7 +38,7 @@ class HeldEmbedder(HashEmbedder):
 async def test_only_what_is_new_is_embedded_and_the_order_is_that_of_the_texts() -> None:
     embedder = HashEmbedder()
     queries = cached(embedder)
-    expected = await HashEmbedder().embed(["a", "b", "c", "a"])
+    expected = await HashEmbedder().embed(["a", "b", "c", "a"], MODEL)
 
     await queries.embed(["b"], ["vs_1"], MODEL)
     found = await queries.embed(["a", "b", "c", "a"], ["vs_1"], MODEL)
@@ -48,6 +48,18 @@ async def test_only_what_is_new_is_embedded_and_the_order_is_that_of_the_texts()
     assert found.shape == (4, DIMENSIONS)
     assert np.array_equal(found, expected)
     assert np.array_equal(again, expected)
+
+
+async def test_each_model_has_vectors_of_its_own() -> None:
+    embedder = HashEmbedder()
+    queries = cached(embedder)
+
+    one, other = await asyncio.gather(queries.embed(["a"], [], MODEL), queries.embed(["a"], [], "other"))
+
+    assert not np.allclose(one, other)
+    assert np.array_equal(await queries.embed(["a"], [], "other"), other)
+    assert np.array_equal(await queries.embed(["a"], [], MODEL), one)
+    assert embedder.calls == [["a"], ["a"]]
 
 
 async def test_what_a_caller_does_to_its_vectors_is_its_own_affair() -> None:
@@ -75,7 +87,9 @@ async def test_the_query_that_was_used_longest_ago_gives_way() -> None:
 async def test_more_queries_at_once_than_are_kept_are_all_answered() -> None:
     queries = cached(HashEmbedder(), max_queries=1)
 
-    assert np.array_equal(await queries.embed(["a", "b", "c"], [], MODEL), await HashEmbedder().embed(["a", "b", "c"]))
+    assert np.array_equal(
+        await queries.embed(["a", "b", "c"], [], MODEL), await HashEmbedder().embed(["a", "b", "c"], MODEL)
+    )
 
 
 async def test_the_same_query_at_the_same_time_is_embedded_once() -> None:
@@ -87,7 +101,7 @@ async def test_the_same_query_at_the_same_time_is_embedded_once() -> None:
     others = [asyncio.create_task(queries.embed(["a", "b"], [], MODEL)) for _ in range(3)]
     embedder.hold.release.set()
 
-    expected = await HashEmbedder().embed(["a", "b"])
+    expected = await HashEmbedder().embed(["a", "b"], MODEL)
     assert np.array_equal(await first, expected[:1])
     for other in others:
         assert np.array_equal(await other, expected)
@@ -106,7 +120,7 @@ async def test_who_goes_away_takes_no_answer_from_the_others() -> None:
     embedder.hold.release.set()
 
     assert first.cancelled()
-    assert np.array_equal(await second, await HashEmbedder().embed(["a"]))
+    assert np.array_equal(await second, await HashEmbedder().embed(["a"], MODEL))
 
 
 async def test_a_failure_is_told_to_all_who_wait_and_not_kept() -> None:

@@ -263,9 +263,9 @@ def test_file_taken_out_meanwhile_is_not_put_in_behind_the_stores_back(library: 
 
     maintain = library.index.maintain
 
-    def look(table: str) -> None:
-        written.append(set(library.index.written_files(table)))
-        maintain(table)
+    def look(name: str) -> None:
+        written.append(set(library.index.written_files(name)))
+        maintain(name)
 
     library.narrow.interruption = remove
     library.index.maintain = look  # type: ignore[method-assign]  # after the first round
@@ -318,7 +318,7 @@ async def test_the_way_back_is_open_and_computes_only_what_has_changed(library: 
 
     assert library.first.texts == ["Only this is new."]
     assert library.files() == {"file-1", "file-3"}
-    assert library.index.tables(STORE) == [STORE, library.index.tables(STORE)[1]]  # not one for each move
+    assert len(library.index.tables_of(STORE)) == 2  # not one for each move
 
 
 async def test_file_that_is_removed_and_added_again_is_made_anew_on_the_way_back(library: Moving) -> None:
@@ -394,14 +394,14 @@ def test_old_table_goes_with_the_last_version_in_it(library: Moving) -> None:
     library.move(NARROW)
     library.versions.enforce_retention()
     library.versions.enforce_retention()
-    assert len(library.index.tables(STORE)) == 2
+    assert len(library.index.tables_of(STORE)) == 2
 
     library.put("file-2", OTTERS)
     library.versions.enforce_retention()
-    assert len(library.index.tables(STORE)) == 2  # a search may just be reading it
+    assert len(library.index.tables_of(STORE)) == 2  # a search may just be reading it
     library.versions.enforce_retention()
 
-    assert library.index.tables(STORE) == [library.versions.table(STORE)]
+    assert library.index.tables_of(STORE) == {library.versions.table(STORE)}
     library.first.texts.clear()
     library.move(ENCODER)
     assert library.first.texts != []
@@ -416,13 +416,13 @@ def test_pinned_version_keeps_the_old_table(library: Moving) -> None:
     for _ in range(3):
         library.versions.enforce_retention()
 
-    assert len(library.index.tables(STORE)) == 2
+    assert len(library.index.tables_of(STORE)) == 2
 
     library.catalog.pin_version(STORE, 1, is_pinned=False)
     for _ in range(2):
         library.versions.enforce_retention()
 
-    assert len(library.index.tables(STORE)) == 1
+    assert len(library.index.tables_of(STORE)) == 1
 
 
 def test_call_with_the_stores_own_encoder_calls_a_move_off(library: Moving) -> None:
@@ -435,7 +435,7 @@ def test_call_with_the_stores_own_encoder_calls_a_move_off(library: Moving) -> N
     assert not library.reembedder().run_once()
     for _ in range(2):
         library.versions.enforce_retention()
-    assert library.index.tables(STORE) == [STORE]
+    assert library.index.tables_of(STORE) == {STORE}
 
 
 def test_unreadable_file_fails_the_move_and_says_which(library: Moving) -> None:
@@ -549,7 +549,7 @@ def test_claim_that_another_took_over_writes_nothing(library: Moving) -> None:
 def test_store_without_passages_moves_too(library: Moving) -> None:
     library.move(NARROW)
     assert library.model == NARROW
-    assert library.index.tables(STORE) == []
+    assert library.index.tables_of(STORE) == set()
 
     library.put("file-1", "The first one.")
 
@@ -568,7 +568,7 @@ def test_store_deleted_meanwhile_leaves_no_table(library: Moving) -> None:
 
     library.move(NARROW)
 
-    assert library.index.tables(STORE) == []
+    assert library.index.tables_of(STORE) == set()
 
 
 def test_statistics_and_maintenance_follow_the_store(library: Moving) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve_app.errors import Unavailable
+from serve_app.errors import InvalidRequest, Unavailable
 from serve_app.knowledge.retrieve import retrieve
 from serve_app.parts import Parts
 from serve_app.types import Passage, Ranking, RerankRequest, Scores, StoreTable
@@ -194,3 +194,58 @@ async def test_one_failure_ends_the_other_searches_and_is_raised_as_it_is() -> N
             ranking=Ranking(),
         )
     assert retriever.was_cancelled
+
+
+async def test_each_encoder_embeds_the_queries_once_for_the_stores_that_it_made() -> None:
+    embedder, retriever = HashEmbedder(), ScriptedRetriever()
+    parts = knowledge_parts(embedder, retriever, RecordingIndexer())
+    other = StoreTable("other", "_0a", 7)
+
+    await retrieve(
+        parts,
+        tables={"vs_1": TABLE, "vs_2": other, "vs_3": TABLE},
+        queries=["one", "two"],
+        max_results=3,
+        ranking=VECTORS,
+    )
+
+    assert embedder.calls == [["one", "two"], ["one", "two"]]
+    expected = {
+        "vs_1": await embedder.embed(["one", "two"], TABLE.encoder),
+        "vs_2": await embedder.embed(["one", "two"], "other"),
+    }
+    expected["vs_3"] = expected["vs_1"]
+    for store_id, vectors in expected.items():
+        asked = [query for query in retriever.queries if query.store_id == store_id]
+        assert [query.text for query in asked] == ["one", "two"]
+        for query, vector in zip(asked, vectors, strict=True):
+            assert query.vector is not None
+            assert np.array_equal(query.vector, vector)
+            assert (query.table_suffix, query.table_version) == (("_0a", 7) if store_id == "vs_2" else ("", None))
+
+
+async def test_hybrid_ranks_are_taken_among_the_stores_of_one_encoder() -> None:
+    retriever = ScriptedRetriever()
+    # The other encoder's cosines are all higher, which says nothing.
+    low = [replace(passage("vs_1", f"low {number}", 0.3), cosine=0.3 - number / 10) for number in range(2)]
+    high = [replace(passage("vs_2", f"high {number}", 0.9), cosine=0.9 - number / 10) for number in range(2)]
+    retriever.answers["one"] = [*low, *high]
+    tables = {"vs_1": TABLE, "vs_2": StoreTable("other")}
+
+    found = await retrieve(parts_of(retriever), tables=tables, queries=["one"], max_results=4, ranking=Ranking())
+
+    assert {each.text for each in found[:2]} == {"low 0", "high 0"}
+    assert {each.text for each in found[2:]} == {"low 1", "high 1"}
+
+
+async def test_diversity_over_several_encoders_is_refused() -> None:
+    tables = {"vs_1": TABLE, "vs_2": StoreTable("other")}
+    with pytest.raises(InvalidRequest, match="all-minilm-l6-v2, other") as refused:
+        await retrieve(
+            parts_of(ScriptedRetriever()),
+            tables=tables,
+            queries=["one"],
+            max_results=3,
+            ranking=replace(VECTORS, mmr_lambda=0.5),
+        )
+    assert refused.value.param == "ranking_options.mmr"
