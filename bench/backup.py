@@ -39,7 +39,7 @@ class System:
         self.database = open_database(config.storage.resolved_database_url)
         self.files = FileStore(self.database, config.storage.files_folder)
         self.catalog = Catalog(self.database, "synthetic")
-        self.index = IndexWriter(config.storage.vectors_folder, DIMENSIONS)
+        self.index = IndexWriter(config.storage.vectors_folder)
         self.jobs = BackupJobs(self.database, config)
         self.worker = BackupWorker(self.database, config)
 

@@ -17,7 +17,7 @@ from threading import Event, Thread
 import lancedb
 import numpy as np
 
-from bench.passages import DIMENSIONS, FILE_PASSAGES, make_files, make_texts, make_vectors
+from bench.passages import FILE_PASSAGES, make_files, make_texts, make_vectors
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.maintenance import KEEP_VERSIONS_FOR
 from serve_app.knowledge.search import IndexReader
@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        writer = IndexWriter(folder, DIMENSIONS)
+        writer = IndexWriter(folder)
         build(writer, arguments.rounds)
         with maintained(writer):
             rounds_s = asyncio.run(churn(folder, writer, arguments.rounds))

@@ -147,7 +147,7 @@ class LocalEmbedder:
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
 
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         return await asyncio.to_thread(self._encoder.encode, texts)
 
 

@@ -71,7 +71,7 @@ class Collection:
         for name, each in pieces.items():
             files.append(FilePassages(f"file-{name}", name, {}, each, vectors[start : start + len(each)]))
             start += len(each)
-        writer = IndexWriter(folder, encoder.dimensions)
+        writer = IndexWriter(folder)
         writer.add(store_id, files)
         writer.optimize(store_id)
         print(f"{store_id}: {len(files)} files, {len(vectors)} passages, encoded {passages_per_s:.0f} passages/s")

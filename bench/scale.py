@@ -20,7 +20,7 @@ from typing import Any
 import lancedb
 import numpy as np
 
-from bench.passages import DIMENSIONS, ONE_PERCENT, file_id, make_files, make_texts, make_vectors, one_percent_of
+from bench.passages import ONE_PERCENT, file_id, make_files, make_texts, make_vectors, one_percent_of
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.search import IndexReader
 from serve_app.types import FloatMatrix, Passage, Ranking, SearchQuery
@@ -107,7 +107,7 @@ async def measure(folder: Path, rows: int) -> float:
 
 def build(folder: Path, store_id: str, rows: int) -> None:
     """A store as the indexer makes and maintains it, if it is not there."""
-    writer = IndexWriter(folder, DIMENSIONS)
+    writer = IndexWriter(folder)
     if writer.version(store_id) is not None:
         return
     for start, vectors in _chunks(rows):

@@ -60,8 +60,8 @@ class RemoteEmbedder:
     def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
         self._handle, self._timeout_s = handle, timeout_s
 
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
-        matrix: FloatMatrix = await _call(self._handle.embed, tuple(texts), timeout_s=self._timeout_s)
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
+        matrix: FloatMatrix = await _call(self._handle.embed, tuple(texts), model, timeout_s=self._timeout_s)
         return matrix
 
 

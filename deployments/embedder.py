@@ -7,24 +7,28 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.config import AppConfig
-from serve_app.knowledge.encode import load_encoder
+from serve_app.knowledge.encode import load_encoders
 from serve_app.knowledge.rerank import load_cross_encoder
 from serve_app.types import FloatMatrix, RerankRequest, Scores
 
 
 class Embedder:
     def __init__(self, config: AppConfig) -> None:
-        self._encoder = load_encoder(config.encoder)
-        # So that the first question does not wait for the model to be compiled.
-        self._encoder.encode(("ready?",))
-        # One thread: the encoder itself uses all the cores that it may.
+        # All at the start: one that cannot be loaded is noticed when it is deployed, not when a store has moved to it.
+        self._encoders = load_encoders(config.encoders)
+        self._default = config.encoder.model_id
+        for encoder in self._encoders.values():
+            # So that the first question does not wait for the model to be compiled.
+            encoder.encode(("ready?",))
+        # One thread: an encoder itself uses all the cores that it may.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._cross_encoder = load_cross_encoder(config.retrieval.reranker) if config.retrieval.reranker else None
         # Of its own: a question is encoded in milliseconds, and does not wait for another's passages to be read.
         self._rerank_thread = ThreadPoolExecutor(1, thread_name_prefix="rerank")
 
-    async def embed(self, texts: tuple[str, ...]) -> FloatMatrix:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, texts)
+    async def embed(self, texts: tuple[str, ...], model: str | None = None) -> FloatMatrix:
+        encoder = self._encoders[model or self._default]
+        return await asyncio.get_running_loop().run_in_executor(self._thread, encoder.encode, texts)
 
     async def rerank(self, request: RerankRequest) -> Scores:
         assert self._cross_encoder is not None, "without a reranker the gateway does not ask"

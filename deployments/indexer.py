@@ -1,8 +1,8 @@
 """The one writer of every vector store: ingestion, and the changes that clients ask for.
 
 One process, because concurrent writers make LanceDB retry and can double rows. More replicas would be more writers:
-keep it at one. Ingestion has one thread, the changes another, maintenance a third, and backups have a fourth: a
-deletion waits neither behind a long batch nor behind minutes of compaction or copying.
+keep it at one. Ingestion has one thread, the changes another, maintenance a third, and moves to another encoder and
+backups have theirs: a deletion waits neither behind a long batch nor behind minutes of compaction or copying.
 """
 
 import asyncio
@@ -16,10 +16,11 @@ from typing import NoReturn
 from deployments.adapters import RayMetrics
 from serve_app.backup.worker import BackupWorker
 from serve_app.config import AppConfig
-from serve_app.knowledge.encode import load_encoder
+from serve_app.knowledge.encode import load_encoders
 from serve_app.knowledge.gauges import measure
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.reembed import Reembedder
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
@@ -41,27 +42,27 @@ class Indexer:
         os.nice(_NICENESS)
         self._metrics = RayMetrics()
         self._database = open_database(config.storage.resolved_database_url)
-        encoder = load_encoder(config.encoder)
-        self._index = IndexWriter(config.storage.vectors_folder, encoder.dimensions, self._metrics)
+        encoders = load_encoders(config.encoders)
+        file_store = FileStore(self._database, config.storage.files_folder)
+        self._index = IndexWriter(config.storage.vectors_folder, self._metrics)
         self._versions = Versions(self._database, self._index, config.retention)
         self._ingestor = Ingestor(
-            self._database,
-            FileStore(self._database, config.storage.files_folder),
-            encoder,
-            self._index,
-            self._versions,
-            config.ingestion,
-            self._metrics,
+            self._database, file_store, encoders, self._index, self._versions, config.ingestion, self._metrics
+        )
+        self._reembedder = Reembedder(
+            self._database, file_store, encoders, self._index, self._versions, config.ingestion
         )
         self._backups = BackupWorker(self._database, config)
         self._versions.undo_unrecorded()
         self._ingestor.take_over()
+        self._reembedder.take_over()
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._maintenance = ThreadPoolExecutor(1, thread_name_prefix="maintain")
+        self._moving = ThreadPoolExecutor(1, thread_name_prefix="reembed")
         self._copying = ThreadPoolExecutor(1, thread_name_prefix="backup")
-        self._work = {self._ingestion: asyncio.Event(), self._copying: asyncio.Event()}
+        self._work = {thread: asyncio.Event() for thread in (self._ingestion, self._moving, self._copying)}
         self._loops: list[asyncio.Task[None]] = []
 
     async def wake(self) -> None:
@@ -81,14 +82,15 @@ class Indexer:
         await self._change(lambda: self._index.drop(store_id))
 
     async def optimize(self, store_id: str) -> Optimization:
-        work = partial(self._index.optimize, store_id)
+        table = await asyncio.to_thread(self._versions.table, store_id)
+        work = partial(self._index.optimize, table)
         return await asyncio.get_running_loop().run_in_executor(self._maintenance, work)
 
     async def describe(self, store_id: str) -> TableState:
-        return await asyncio.to_thread(self._index.describe, store_id)
+        return await asyncio.to_thread(lambda: self._index.describe(self._versions.table(store_id)))
 
     async def ready(self) -> None:
-        """Returns if the loops of ingestion, backups and maintenance are alive; raises what ended one otherwise."""
+        """Returns if the loops of all its threads are alive; raises what ended one otherwise."""
         await self.check_health()
 
     async def check_health(self) -> None:
@@ -96,6 +98,7 @@ class Indexer:
         if not self._loops:
             self._loops = [
                 asyncio.create_task(self._work_off(self._ingestion, self._ingestor.run_once)),
+                asyncio.create_task(self._work_off(self._moving, self._reembedder.run_once)),
                 asyncio.create_task(self._work_off(self._copying, self._backups.run_once)),
                 asyncio.create_task(self._maintain()),
                 asyncio.create_task(self._enforce_retention()),

@@ -44,6 +44,7 @@ from serve_app.types import (
     OpenTurn,
     Passage,
     Ranking,
+    StoreTable,
     WithdrawTurn,
 )
 
@@ -55,8 +56,8 @@ T = TypeVar("T")
 class Search:
     """What to look up before answering."""
 
-    tables: Mapping[str, int | None]
-    """The stores, each with the version of its table: None for the newest."""
+    tables: Mapping[str, StoreTable]
+    """The stores, each with what is to be read."""
     max_passages: int
     filter: Filter | None
     ranking: Ranking

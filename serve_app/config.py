@@ -153,12 +153,30 @@ class AppConfig(_Config):
     storage: StorageConfig = StorageConfig()
     generator: GeneratorConfig = GeneratorConfig()
     encoder: EncoderConfig = EncoderConfig()
+    further_encoders: tuple[EncoderConfig, ...] = ()
+    """Those of stores that are to be moved to another encoder, or were. `encoder` is that of new stores."""
     retrieval: RetrievalConfig = RetrievalConfig()
     retention: RetentionConfig = RetentionConfig()
     ingestion: IngestionConfig = IngestionConfig()
     sessions: SessionsConfig = SessionsConfig()
     api: ApiConfig = ApiConfig()
     backup: BackupConfig = BackupConfig()
+
+    @model_validator(mode="after")
+    def _one_encoder_of_each_name(self) -> "AppConfig":
+        ids = [encoder.model_id for encoder in self.encoders]
+        for model_id in ids:
+            if ids.count(model_id) > 1:
+                raise ValueError(
+                    f"two encoders have the model_id {model_id!r}: a store remembers its encoder by it, so give each"
+                    " one of its own"
+                )
+        return self
+
+    @property
+    def encoders(self) -> tuple[EncoderConfig, ...]:
+        """All of them, that of new stores first."""
+        return (self.encoder, *self.further_encoders)
 
     @property
     def backup_url(self) -> str:

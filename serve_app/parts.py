@@ -42,13 +42,16 @@ from serve_app.types import (
 
 
 class Embedder(Protocol):
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
-        """One unit vector per text, in order. A text longer than the model's window is cut there."""
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
+        """One unit vector per text, in order. A text longer than the model's window is cut there.
+
+        `model` is a configured encoder; None: the one of new stores.
+        """
         ...
 
 
 class QueryEmbedder(Protocol):
-    async def embed(self, texts: Sequence[str], store_ids: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], store_ids: Sequence[str], model: str) -> FloatMatrix:
         """As `Embedder.embed`, for searches of these stores. What was asked before need not be computed again."""
 
 

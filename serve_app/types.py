@@ -89,6 +89,18 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreTable:
+    """What a search of a store reads: one of its tables, as it is or as it was."""
+
+    encoder: str
+    """The model that made its vectors."""
+    suffix: str = ""
+    """Of the table's name, after the store's id: each table is of one encoder."""
+    version: int | None = None
+    """LanceDB's, of a version of the store that is kept; None: the newest. 0: before the first passage."""
+
+
+@dataclass(frozen=True, slots=True)
 class SearchQuery:
     """A search of one store."""
 
@@ -100,8 +112,10 @@ class SearchQuery:
     filter: Filter | None = None
     ranking: Ranking = Ranking()
     table_version: int | None = None
-    """LanceDB's, of a version of the store that is kept: searches what was there then. 0: before the first passage."""
+    """As in `StoreTable`."""
     with_vectors: bool = False
+    table_suffix: str = ""
+    """As in `StoreTable`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class FakeEmbedder:
         self.texts: list[str] = []
         self._journal = journal or Journal()
 
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         self._journal.note("embed")
         self.texts.extend(texts)
         return np.tile(np.array([1, 0], dtype=np.float32), (len(texts), 1))

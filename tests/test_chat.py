@@ -28,13 +28,15 @@ from serve_app.events import (
 )
 from serve_app.generation.citations import build_citation
 from serve_app.storage.database import open_database
-from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, new_id
+from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, StoreTable, new_id
 from tests.fakes import FakeParts, LocalSessions, build_passage
 
 T = TypeVar("T", bound=Event)
 
 RHINE = build_passage(1, "The Rhine flows through Basel.", topic="rivers")
-SEARCH = Search({"vs_1": None}, max_passages=5, filter=None, ranking=Ranking(), with_results=True)
+SEARCH = Search(
+    {"vs_1": StoreTable("all-minilm-l6-v2")}, max_passages=5, filter=None, ranking=Ranking(), with_results=True
+)
 
 
 @pytest.fixture

@@ -255,6 +255,7 @@ def test_versions_are_listed_rolled_back_and_optimised(server: Server) -> None:
     assert "Nothing has been put into this store yet" in server.run("versions", "france").stderr
     with server.database.write() as connection:
         row = {"store_id": store.id, "table_version": 1, "created_at": 1.0, "files": 1200, "passages": 3400}
+        row["encoder"] = "all-minilm-l6-v2"
         for version, pinned in ((3, True), (4, False)):  # 4 is what the fake indexer makes of a rollback to 3
             connection.execute(insert(store_versions).values(**row, version=version, pinned=pinned))
 

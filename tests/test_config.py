@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from serve_app.config import AppConfig, BackupConfig, StorageConfig
+from serve_app.config import AppConfig, BackupConfig, EncoderConfig, StorageConfig
 
 
 def test_backups_are_kept_beside_the_rest_unless_it_says_otherwise() -> None:
@@ -14,3 +14,12 @@ def test_backups_are_kept_beside_the_rest_unless_it_says_otherwise() -> None:
 def test_a_secret_in_the_url_of_the_backups_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="AWS_SECRET_ACCESS_KEY"):
         BackupConfig(url=url)
+
+
+def test_two_encoders_of_one_name_are_refused() -> None:
+    other = EncoderConfig(model_id="other")
+    assert [each.model_id for each in AppConfig(further_encoders=(other,)).encoders] == ["all-minilm-l6-v2", "other"]
+    with pytest.raises(ValidationError, match="'other'"):
+        AppConfig(further_encoders=(other, other))
+    with pytest.raises(ValidationError, match="'all-minilm-l6-v2'"):
+        AppConfig(further_encoders=(EncoderConfig(),))

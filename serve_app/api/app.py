@@ -62,7 +62,7 @@ def create_app(
         config=config,
         parts=parts,
         database=database,
-        catalog=Catalog(database, config.encoder.model_id),
+        catalog=Catalog(database, *(encoder.model_id for encoder in config.encoders)),
         files=FileStore(database, config.storage.files_folder),
         backups=BackupJobs(database, config),
         settings=SettingsInForce(SettingsLog(database)),

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: texts to vectors, by the encoder that also indexes the documents."""
+"""`POST /v1/embeddings`: texts to vectors, by the encoders that also index the documents."""
 
 import base64
 from typing import Annotated, Literal
@@ -29,10 +29,10 @@ class EmbeddingsBody(Wire):
 
 @router.post("")
 async def create_embeddings(body: EmbeddingsBody, context: InContext) -> Response:
-    if body.model != context.config.encoder.model_id:
+    if body.model not in [encoder.model_id for encoder in context.config.encoders]:
         raise model_not_found(body.model)
     texts = _texts(body.input)
-    vectors = await context.parts.embedder.embed(texts)
+    vectors = await context.parts.embedder.embed(texts, body.model)
     if body.dimensions not in (None, vectors.shape[1]):
         raise InvalidRequest(
             f"'dimensions' is {body.dimensions}, and the vectors of {body.model!r} have {vectors.shape[1]}",

@@ -1,4 +1,4 @@
-"""The models that this server runs: one that writes, one that embeds."""
+"""The models that this server runs: one that writes, and those that embed."""
 
 from fastapi import APIRouter
 
@@ -29,5 +29,6 @@ def model_not_found(model_id: str) -> NotFound:
 
 
 def _models(context: Context) -> list[Json]:
-    ids = dict.fromkeys([context.config.generator.model_id, context.config.encoder.model_id])
+    config = context.config
+    ids = dict.fromkeys([config.generator.model_id, *(encoder.model_id for encoder in config.encoders)])
     return [{"id": id, "object": "model", "created": _STARTED_AT, "owned_by": "rayconteur"} for id in ids]

@@ -52,6 +52,8 @@ class Retention(Wire):
 
 
 class CreateStoreBody(Wire):
+    model: str | None = None
+    """The encoder; the configured one if it is not sent."""
     name: Name | None = None
     file_ids: Annotated[list[Id], Field(max_length=500)] | None = None
     chunking_strategy: ChunkingStrategy | None = None
@@ -118,6 +120,10 @@ class RollBackBody(Wire):
     version: StoreVersion
 
 
+class ReembedBody(Wire):
+    model: str
+
+
 class SearchStoresBody(SearchBody):
     vector_store_ids: Annotated[list[Id], Field(min_length=1, max_length=10)]
 
@@ -141,6 +147,7 @@ async def create_store(body: CreateStoreBody, context: InContext) -> Json:
         expires_after=body.expires_after.model_dump() if body.expires_after else None,
         chunking_strategy=chunking_to_json(body.chunking_strategy),
         retention=body.retention.model_dump(exclude_none=True) if body.retention else None,
+        model=body.model,
         new_files=[NewFile(file_id) for file_id in body.file_ids or ()],
     )
     if body.file_ids:
@@ -203,7 +210,7 @@ def pin_version(store_id: str, version: StoreVersion, body: PinBody, context: In
 @router.post("/{store_id}/rollback")
 async def roll_back(store_id: str, body: RollBackBody, context: InContext) -> Json:
     """The store is again what it was at a version that is kept. That is a new version, so it can be undone."""
-    await run_in_threadpool(context.catalog.require_stores, [store_id])
+    await run_in_threadpool(context.catalog.require_version, store_id, body.version)
     version = await context.parts.indexer.roll_back(StoreVersionRef(store_id, body.version))
     return await run_in_threadpool(context.catalog.get_version, store_id, version)
 
@@ -212,6 +219,14 @@ async def roll_back(store_id: str, body: RollBackBody, context: InContext) -> Js
 def list_file_versions(store_id: str, file_id: str, context: InContext) -> Json:
     """All files that are or were versions of the same document, newest first."""
     return {"object": "list", "data": context.catalog.list_file_versions(store_id, file_id), "has_more": False}
+
+
+@router.post("/{store_id}/reembed")
+async def reembed(store_id: str, body: ReembedBody, context: InContext) -> Json:
+    """Move the store to another encoder: answered at once, done behind. The store says how far it is."""
+    store = await run_in_threadpool(context.catalog.reembed, store_id, body.model)
+    await _wake_indexer(context)
+    return store
 
 
 @router.post("/{store_id}/optimize")

@@ -30,7 +30,7 @@ from serve_app.types import Json
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _BLOCK_BYTES = 1 << 20
 _REMEMBERED_SNAPSHOTS = 10
 _BACKUP_ID = re.compile(r"backup_[0-9]{14}_[0-9a-f]+")
@@ -55,6 +55,8 @@ class StoredStore:
     """LanceDB's, that a search of it reads; None if it has no table."""
     passages: int
     """Rows of the table."""
+    table_suffix: str = ""
+    """Of that table's name, after the store's id."""
 
 
 @dataclass(frozen=True, slots=True)

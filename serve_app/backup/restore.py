@@ -22,6 +22,7 @@ from serve_app.backup.jobs import Wanted, require_possible
 from serve_app.backup.repository import Item, Manifest, Repository, StoredStore
 from serve_app.backup.snapshot import COPIES_AT_ONCE, Progress, System, export_rows, rows_of, work_in
 from serve_app.errors import Conflict
+from serve_app.knowledge.table import parts_of
 from serve_app.knowledge.table_files import prepare_restored
 from serve_app.storage import migrations
 from serve_app.storage.database import Database, open_database
@@ -78,8 +79,9 @@ class _Store:
     name: str | None
     """A new one."""
 
-    def table(self, work: Path) -> Path:
-        return work / f"{self.id}.lance"
+    def tables(self, work: Path) -> list[Path]:
+        """One for each encoder that has made a version of it."""
+        return [*work.glob(f"{self.id}.lance"), *work.glob(f"{self.id}_*.lance")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +148,9 @@ def _targets(plan: _Plan, contents: Mapping[str, Item], work: Path) -> list[tupl
     targets = []
     for path, item in contents.items():
         kind, owner, *rest = path.split("/")
-        if kind == "vectors" and owner in stores:
-            targets.append((item, stores[owner].table(work).joinpath(*rest)))
+        store_id, suffix = parts_of(owner) if kind == "vectors" else ("", "")
+        if store_id in stores:
+            targets.append((item, work.joinpath(f"{stores[store_id].id}{suffix}.lance", *rest)))
         elif kind == "files" and owner in plan.new_files:
             targets.append((item, work / "files" / owner))
     return targets
@@ -169,10 +172,16 @@ def _fetch_one(repository: Repository, item: Item, target: Path) -> int:
 
 
 def _prepare(store: _Store, tables: Tables, work: Path) -> None:
-    if store.stored.table_version is not None:
-        versions = [row for row in _rows(tables, "store_versions") if row["store_id"] == store.stored.id]
-        tags = {f"v{row['version']}": row["table_version"] for row in versions}
-        prepare_restored(store.table(work), store.stored.table_version, store.stored.passages, tags)
+    versions = [row for row in _rows(tables, "store_versions") if row["store_id"] == store.stored.id]
+    for table in store.tables(work):
+        _, suffix = parts_of(table.stem)
+        theirs = [row for row in versions if row["table_suffix"] == suffix and row["table_version"]]
+        tags = {f"v{row['version']}": row["table_version"] for row in theirs}
+        newest, rows = store.stored.table_version, store.stored.passages
+        if suffix != store.stored.table_suffix:
+            newest, rows = max((row["table_version"], row["passages"]) for row in theirs)
+        assert newest is not None, "a store that has no table has no files of one"
+        prepare_restored(table, newest, rows, tags)
 
 
 @contextmanager
@@ -181,7 +190,7 @@ def _in_place(system: System, plan: _Plan, work: Path) -> Iterator[None]:
 
     What a commit that fails leaves is rubbish that nobody sees. It may also have succeeded: nothing is removed then.
     """
-    moves = [(store.table(work), system.table(store.id)) for store in plan.stores]
+    moves = [(table, system.table(table.stem)) for store in plan.stores for table in store.tables(work)]
     moves += [(work / "files" / file_id, system.file(file_id)) for file_id in sorted(plan.new_files)]
     moves = [(source, target) for source, target in moves if source.exists()]
     try:

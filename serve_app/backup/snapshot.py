@@ -57,8 +57,8 @@ class System:
         """For what is under way; nothing in it outlives its job."""
         return self.config.storage.folder / ".backup-work"
 
-    def table(self, store_id: str) -> Path:
-        return self.config.storage.vectors_folder / f"{store_id}.lance"
+    def table(self, name: str) -> Path:
+        return self.config.storage.vectors_folder / f"{name}.lance"
 
     def file(self, file_id: str) -> Path:
         return self.config.storage.files_folder / file_id
@@ -181,6 +181,10 @@ class _Captured:
         self.held.append(_Held(path, link, sha256))
 
 
+_Versions = list[tuple[str, int]]
+"""Of a store, the newest last: the suffix of the table that each is in, and LanceDB's version."""
+
+
 @retry(
     # What is named was cleaned up or deleted before it could be held: the next moment names something else.
     retry=retry_if_exception_type((VersionGone, FileNotFoundError)),
@@ -212,39 +216,42 @@ def _chosen_stores(connection: Connection, store_ids: Sequence[str] | None) -> S
     return stores
 
 
-def _versions(connection: Connection) -> dict[str, list[int]]:
-    """LanceDB's versions that are kept of each store, the newest last."""
-    versions: dict[str, list[int]] = {}
+def _versions(connection: Connection) -> dict[str, _Versions]:
+    """Those that are kept of each store."""
+    versions: dict[str, _Versions] = {}
     for row in connection.execute(select(store_versions).order_by(store_versions.c.version)).mappings():
-        versions.setdefault(row["store_id"], []).append(row["table_version"])
+        versions.setdefault(row["store_id"], []).append((row["table_suffix"], row["table_version"]))
     return versions
 
 
-def _unversioned(system: System) -> dict[str, list[int]]:
+def _unversioned(system: System) -> dict[str, _Versions]:
     """The same of the stores that have not been changed since there are versions."""
     with system.database.read() as connection:
         versioned = select(store_versions.c.store_id)
         query = select(vector_stores.c.id).where(vector_stores.c.id.not_in(versioned))
         store_ids = connection.execute(query).scalars().all()
     current = {store_id: current_version(system.table(store_id)) for store_id in store_ids}
-    return {store_id: [version] for store_id, version in current.items() if version is not None}
+    return {store_id: [("", version)] for store_id, version in current.items() if version is not None}
 
 
 def _hold_stores(
     captured: _Captured,
     system: System,
     stores: Sequence[RowMapping],
-    versioned: Mapping[str, list[int]],
-    unversioned: Mapping[str, list[int]],
+    versioned: Mapping[str, _Versions],
+    unversioned: Mapping[str, _Versions],
 ) -> None:
     for store in stores:
-        store_id, table = store["id"], system.table(store["id"])
+        store_id = store["id"]
         versions = versioned.get(store_id) or unversioned.get(store_id) or []
-        for path in list_files(table, versions) if versions else ():
-            captured.hold(f"vectors/{store_id}/{path}", table / path)
-        newest = versions[-1] if versions else None
-        rows = 0 if newest is None else count_rows(table, newest)
-        captured.stores.append(StoredStore(store_id, store["name"] or "", newest, rows))
+        # Version 0 is before the table's first passage.
+        for suffix in {suffix for suffix, version in versions if version}:
+            table = system.table(store_id + suffix)
+            for path in list_files(table, [version for each, version in versions if each == suffix and version]):
+                captured.hold(f"vectors/{store_id}{suffix}/{path}", table / path)
+        suffix, newest = versions[-1] if versions else ("", 0)
+        rows = count_rows(system.table(store_id + suffix), newest) if newest else 0
+        captured.stores.append(StoredStore(store_id, store["name"] or "", newest or None, rows, suffix))
 
 
 def _hold_files(captured: _Captured, system: System, uploads: Iterable[RowMapping]) -> None:

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, select, update
 
@@ -20,6 +19,7 @@ from serve_app.backup.snapshot import System, take_snapshot
 from serve_app.config import AppConfig
 from serve_app.errors import Conflict, InternalError, RayconteurError
 from serve_app.storage.database import Database
+from serve_app.storage.lease import kept_alive
 from serve_app.storage.schema import backup_jobs
 from serve_app.types import Json
 
@@ -115,22 +115,8 @@ class _Claim:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Renew the lease in the background: one large content may take longer than it."""
-        is_done = Event()
-
-        def renew() -> None:
-            while not is_done.wait(self._lease_s / 3):
-                try:
-                    self._change(lease_until=time.time() + self._lease_s)
-                except RayconteurError as error:
-                    logger.warning("the lease of %s was not renewed: %s", self.job_id, error.message)
-
-        thread = Thread(target=renew, name="backup-lease", daemon=True)
-        thread.start()
-        try:
+        with kept_alive(lambda: self._change(lease_until=time.time() + self._lease_s), self._lease_s):
             yield
-        finally:
-            is_done.set()
-            thread.join()
 
     def progress(self, done: int, total: int) -> None:
         if time.monotonic() > self._reported + _REPORT_EVERY_S:

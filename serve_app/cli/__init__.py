@@ -12,6 +12,7 @@ from serve_app.cli.check import check
 from serve_app.cli.conversations import conversations, export, import_
 from serve_app.cli.ingest import ingest
 from serve_app.cli.insights import insights
+from serve_app.cli.reembed import reembed
 from serve_app.cli.serve import serve
 from serve_app.cli.stores import stores
 from serve_app.cli.versions import optimize, rollback, versions
@@ -35,6 +36,7 @@ app.command()(insights)
 app.command()(versions)
 app.command()(rollback)
 app.command()(optimize)
+app.command()(reembed)
 app.command()(backup)
 app.command()(backups)
 app.command()(restore)

@@ -110,7 +110,8 @@ def _environment(config: Path, wanted: Json) -> dict[str, str]:
     folders = [str(config.absolute().parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, folders)))}
     configs = app_configs(wanted)
-    sources = [source for each in configs for source in (each.generator.model_source, each.encoder.model_source)]
+    sources = [each.generator.model_source for each in configs]
+    sources += [encoder.model_source for each in configs for encoder in each.encoders]
     sources += [reranker.model_source for each in configs if (reranker := each.retrieval.reranker)]
     if sources and all(source.startswith("package:") for source in sources):
         environment.setdefault("HF_HUB_OFFLINE", "1")

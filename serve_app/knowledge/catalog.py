@@ -4,8 +4,9 @@ A file's row in a store is also the job of ingesting it (see `ingest.py`). Whate
 raises the row's fence, so that a result which is still on its way is refused.
 """
 
+import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,14 +16,21 @@ from serve_app.errors import InvalidRequest, NotFound
 from serve_app.knowledge.history import (
     AsOf,
     file_version_to_json,
-    table_version,
+    table_as_of,
     version_row,
     version_to_json,
 )
 from serve_app.storage.database import Database
 from serve_app.storage.paging import select_page
-from serve_app.storage.schema import file_batches, files, store_versions, vector_store_files, vector_stores
-from serve_app.types import AttributeValue, Json, Page, PageQuery, new_id, now_s
+from serve_app.storage.schema import (
+    file_batches,
+    files,
+    reembeddings,
+    store_versions,
+    vector_store_files,
+    vector_stores,
+)
+from serve_app.types import AttributeValue, Json, Page, PageQuery, StoreTable, new_id, now_s
 
 FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 
@@ -44,9 +52,10 @@ class NewFile:
 
 
 class Catalog:
-    def __init__(self, database: Database, encoder_model_id: str) -> None:
+    def __init__(self, database: Database, encoder: str, *further_encoders: str) -> None:
+        """Encoders by their model ids: that of new stores first, then those that others were made by."""
         self._database = database
-        self._encoder = encoder_model_id
+        self._encoders = (encoder, *further_encoders)
 
     # Stores
 
@@ -58,14 +67,19 @@ class Catalog:
         expires_after: Json | None = None,
         chunking_strategy: Json | None = None,
         retention: Json | None = None,
+        model: str | None = None,
         new_files: Sequence[NewFile] = (),
     ) -> Json:
+        """`model` is the encoder. None: the one of new stores."""
         now = now_s()
+        encoder = model or self._encoders[0]
+        self._require_encoder(encoder)
         row: Json = {
             "id": new_id("vs"),
             "name": name,
             "metadata": dict(metadata or {}),
-            "encoder": self._encoder,
+            "encoder": encoder,
+            "table_suffix": "",
             "chunking_strategy": chunking_strategy or AUTO_CHUNKING,
             "expires_after": expires_after,
             "retention": retention,
@@ -75,18 +89,17 @@ class Catalog:
         with self._database.write() as connection:
             connection.execute(insert(vector_stores).values(row))
             self._add(connection, row, new_files, batch_id=None)
-            return _store_to_json(connection, row, _usage(connection, [row["id"]]))
+            return _store_to_json(connection, row)
 
     def get_store(self, store_id: str) -> Json:
         with self._database.read() as connection:
-            return _store_to_json(connection, _store_row(connection, store_id), _usage(connection, [store_id]))
+            return _store_to_json(connection, _store_row(connection, store_id))
 
     def list_stores(self, page: PageQuery) -> Page:
         key = (vector_stores.c.created_at, vector_stores.c.id)
         with self._database.read() as connection:
             rows, has_more = select_page(connection, select(vector_stores), key, page)
-            usage = _usage(connection, [row["id"] for row in rows])
-            return Page(tuple(_store_to_json(connection, row, usage) for row in rows), has_more)
+            return Page(tuple(_stores_to_json(connection, rows)), has_more)
 
     def update_store(self, store_id: str, changes: Mapping[str, Any]) -> Json:
         """`changes` may name `name`, `metadata`, `expires_after` and `retention`; what it does not name stays."""
@@ -96,7 +109,7 @@ class Catalog:
                 .where(vector_stores.c.id == store_id)
                 .values({**changes, "last_active_at": now_s()})
             )
-            return _store_to_json(connection, _store_row(connection, store_id), _usage(connection, [store_id]))
+            return _store_to_json(connection, _store_row(connection, store_id))
 
     def delete_store(self, store_id: str) -> None:
         with self._database.write() as connection:
@@ -111,10 +124,10 @@ class Catalog:
         latest = now_s() - seconds
         return [row["id"] for row in rows if (expires_at := _expires_at(row)) is not None and expires_at <= latest]
 
-    def require_stores(self, store_ids: Sequence[str], as_of: AsOf | None = None) -> dict[str, int | None]:
+    def require_stores(self, store_ids: Sequence[str], as_of: AsOf | None = None) -> dict[str, StoreTable]:
         """Are these stores there to be searched? `NotFound` or `InvalidRequest` if not; counts as a use of them.
 
-        Returns the version of each store's table to search: None for the newest, 0 where there was nothing yet.
+        Returns what a search of each store is to read.
         """
         now = now_s()
         with self._database.read() as connection:
@@ -123,8 +136,10 @@ class Catalog:
             for store_id in store_ids:
                 if store_id not in rows:
                     raise _no_store(store_id)
-                self._require_usable(rows[store_id])
-            tables = {id_: None if as_of is None else table_version(connection, rows[id_], as_of) for id_ in store_ids}
+                _require_alive(rows[store_id])
+            tables = {store_id: _table(connection, rows[store_id], as_of) for store_id in store_ids}
+        for store_id, table in tables.items():
+            self._require_usable(store_id, table.encoder)
         stale = [row["id"] for row in rows.values() if row["last_active_at"] <= now - _TOUCH_EVERY_S]
         if stale:
             with self._database.write() as connection:
@@ -132,6 +147,39 @@ class Catalog:
                     update(vector_stores).where(vector_stores.c.id.in_(stale)).values(last_active_at=now)
                 )
         return tables
+
+    def require_version(self, store_id: str, version: int) -> None:
+        """Is this version of a store there to be rolled back to? `NotFound` or `InvalidRequest` if not."""
+        with self._database.read() as connection:
+            _require_alive(_store_row(connection, store_id))
+            row = version_row(connection, store_id, version)
+        self._require_usable(store_id, row["encoder"])
+
+    def reembed(self, store_id: str, model: str) -> Json:
+        """Have a store moved to another encoder, or back to an earlier one; returns the store.
+
+        With the encoder that it has, a move that is under way or has failed is called off. Raises `InvalidRequest` for
+        an encoder that is not configured.
+        """
+        self._require_encoder(model)
+        with self._database.write() as connection:
+            store = _store_row(connection, store_id, lock=True)
+            _require_alive(store)
+            of_store = reembeddings.c.store_id == store_id
+            asked = _one(connection, select(reembeddings).where(of_store))
+            is_under_way = asked is not None and (asked["encoder"], asked["status"]) == (model, "in_progress")
+            if not is_under_way:
+                connection.execute(delete(reembeddings).where(of_store))
+            if not is_under_way and model != store["encoder"]:
+                # What a failed move has made, or what is kept from the time of that encoder, need not be made again.
+                made = asked["table_suffix"] if asked and asked["encoder"] == model else None
+                suffix = made or _kept_suffix(connection, store_id, model)
+                row = _new_reembedding(store_id, model, _new_suffix() if suffix is None else suffix)
+                connection.execute(insert(reembeddings).values(row))
+            connection.execute(
+                update(vector_stores).where(vector_stores.c.id == store_id).values(last_active_at=now_s())
+            )
+            return _store_to_json(connection, _store_row(connection, store_id))
 
     # Versions of a store
 
@@ -234,6 +282,8 @@ class Catalog:
             if file_id is not None:
                 _file_row(connection, store_id, file_id)
                 where = _is_file(store_id, file_id)
+            else:
+                connection.execute(delete(reembeddings).where(reembeddings.c.store_id == store_id))
             _cancel(connection, where)
 
     # Batches
@@ -258,25 +308,30 @@ class Catalog:
             _cancel(connection, vector_store_files.c.batch_id == batch_id)
             return _batch_to_json(connection, batch)
 
-    def _require_usable(self, store: RowMapping | Json) -> None:
-        if _has_expired(store):
+    def _require_usable(self, store_id: str, encoder: str) -> None:
+        if encoder not in self._encoders:
             raise InvalidRequest(
-                f"The vector store {store['id']!r} has expired; any update of it makes it usable again",
-                param="vector_store_ids",
-                code="vector_store_expired",
-            )
-        if store["encoder"] != self._encoder:
-            raise InvalidRequest(
-                f"The vector store {store['id']!r} was made by the encoder {store['encoder']!r}, and this server runs"
-                f" {self._encoder!r}: their vectors cannot be compared. Make a new store from the same files",
+                f"The vectors of {store_id!r} were made by the encoder {encoder!r}, and this server runs"
+                f" {_listed(self._encoders)}: they cannot be compared. Move the store to one of these with"
+                f" POST /v1/vector_stores/{store_id}/reembed, or put {encoder!r} under `further_encoders`",
                 param="vector_store_ids",
                 code="encoder_mismatch",
+            )
+
+    def _require_encoder(self, model: str) -> None:
+        if model not in self._encoders:
+            raise InvalidRequest(
+                f"This server runs no encoder {model!r}, but {_listed(self._encoders)}: put it under `further_encoders`"
+                " in the configuration first",
+                param="model",
+                code="model_not_found",
             )
 
     def _add(
         self, connection: Connection, store: RowMapping | Json, new_files: Sequence[NewFile], batch_id: str | None
     ) -> None:
-        self._require_usable(store)
+        _require_alive(store)
+        self._require_usable(store["id"], store["encoder"])
         wanted = {new_file.file_id: new_file for new_file in new_files}
         if not wanted:
             return
@@ -311,6 +366,61 @@ class Catalog:
         connection.execute(
             update(vector_stores).where(vector_stores.c.id == store["id"]).values(last_active_at=now_s())
         )
+
+
+def _table(connection: Connection, store: RowMapping, as_of: AsOf | None) -> StoreTable:
+    if as_of is None:
+        return StoreTable(store["encoder"], store["table_suffix"])
+    return table_as_of(connection, store, as_of)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(repr(name) for name in names)
+
+
+# Moves to another encoder
+
+
+def _kept_suffix(connection: Connection, store_id: str, encoder: str) -> str | None:
+    """Of a table that holds a version which that encoder made and which is kept; None if there is none."""
+    query = select(store_versions.c.table_suffix).where(
+        store_versions.c.store_id == store_id, store_versions.c.encoder == encoder
+    )
+    newest: str | None = connection.execute(query.order_by(store_versions.c.version.desc()).limit(1)).scalar()
+    return newest
+
+
+def _new_suffix() -> str:
+    """For a further table of a store, whose name is the store's id and this. No two ever have the same."""
+    return f"_{secrets.token_hex(4)}"
+
+
+def _new_reembedding(store_id: str, encoder: str, suffix: str) -> Json:
+    return {
+        "store_id": store_id,
+        "encoder": encoder,
+        "table_suffix": suffix,
+        "status": "in_progress",
+        "files_done": 0,
+        "files_total": 0,
+        "created_at": now_s(),
+        "fence": 0,
+        "lease_until": 0.0,
+        "attempts": 0,
+    }
+
+
+def _reembedding_to_json(row: RowMapping) -> Json:
+    """How far a store is on its way to another encoder."""
+    return {
+        "model": row["encoder"],
+        "status": row["status"],
+        "created_at": row["created_at"],
+        "files_done": row["files_done"],
+        "files_total": row["files_total"],
+        "seconds_left": row["seconds_left"],
+        "error": {"code": row["error_code"], "message": row["error_message"] or ""} if row["error_code"] else None,
+    }
 
 
 def _new_row(store: RowMapping | Json, new_file: NewFile, key: str, version: int, batch_id: str | None) -> Json:
@@ -534,13 +644,36 @@ def _expires_at(store: RowMapping | Json) -> int | None:
     return int(store["last_active_at"] + store["expires_after"]["days"] * _DAY_S)
 
 
+def _require_alive(store: RowMapping | Json) -> None:
+    if _has_expired(store):
+        raise InvalidRequest(
+            f"The vector store {store['id']!r} has expired; any update of it makes it usable again",
+            param="vector_store_ids",
+            code="vector_store_expired",
+        )
+
+
 def _has_expired(store: RowMapping | Json) -> bool:
     expires_at = _expires_at(store)
     return expires_at is not None and expires_at <= now_s()
 
 
-def _store_to_json(connection: Connection, store: RowMapping | Json, usage: Mapping[str, _Usage]) -> Json:
-    used = usage.get(store["id"], _no_usage())
+def _store_to_json(connection: Connection, store: RowMapping | Json) -> Json:
+    (written,) = _stores_to_json(connection, [store])
+    return written
+
+
+def _stores_to_json(connection: Connection, stores: Sequence[RowMapping | Json]) -> Iterator[Json]:
+    ids = [store["id"] for store in stores]
+    usage = _usage(connection, ids)
+    moving = select(reembeddings).where(reembeddings.c.store_id.in_(ids))
+    moves = {row["store_id"]: _reembedding_to_json(row) for row in connection.execute(moving).mappings()}
+    for store in stores:
+        used, move = usage.get(store["id"], _no_usage()), moves.get(store["id"])
+        yield _one_store_to_json(connection, store, used, move)
+
+
+def _one_store_to_json(connection: Connection, store: RowMapping | Json, used: _Usage, move: Json | None) -> Json:
     status = "expired" if _has_expired(store) else "in_progress" if used.counts["in_progress"] else "completed"
     return {
         "id": store["id"],
@@ -555,6 +688,8 @@ def _store_to_json(connection: Connection, store: RowMapping | Json, usage: Mapp
         "expires_after": store["expires_after"],
         "expires_at": _expires_at(store),
         "retention": store["retention"],
+        "model": store["encoder"],
+        "reembedding": move,
         "last_active_at": store["last_active_at"],
         "metadata": store["metadata"],
     }

@@ -10,7 +10,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -58,6 +58,11 @@ def load_encoder(config: EncoderConfig) -> TextEncoder:
         logger.warning("encoder %r runs on torch instead of OpenVINO: %s", config.model_id, description["refused"])
         return TorchEncoder(config, source)
     return OpenVINOEncoder(config, converted)
+
+
+def load_encoders(configs: Iterable[EncoderConfig]) -> dict[str, TextEncoder]:
+    """By model id. Raises like `load_encoder`."""
+    return {config.model_id: load_encoder(config) for config in configs}
 
 
 class OpenVINOEncoder:

@@ -18,13 +18,14 @@ def measure(database: Database, index: IndexWriter, metrics: Metrics) -> None:
     waiting = select(func.count(), func.min(vector_store_files.c.created_at)).where(
         vector_store_files.c.status == "in_progress"
     )
-    recent = select(vector_stores.c.id).order_by(vector_stores.c.last_active_at.desc()).limit(_MAX_STORES)
+    name = vector_stores.c.id + vector_stores.c.table_suffix
+    recent = select(name).order_by(vector_stores.c.last_active_at.desc()).limit(_MAX_STORES)
     with database.read() as connection:
         count, oldest = connection.execute(waiting).one()
-        store_ids = connection.execute(recent).scalars().all()
+        tables = connection.execute(recent).scalars().all()
     metrics.set(INGESTION_QUEUE_FILES, count)
     metrics.set(INGESTION_OLDEST_SECONDS, max(0.0, time.time() - oldest) if count else 0.0)
 
-    unindexed = [index.unindexed_rows(store_id) for store_id in store_ids]
+    unindexed = [index.unindexed_rows(table) for table in tables]
     for column in ("text", "vector"):
         metrics.set(UNINDEXED_ROWS, max((rows.get(column, 0) for rows in unindexed), default=0), index=column)

@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select
 
 from serve_app.config import RetentionConfig
 from serve_app.errors import InvalidRequest, NotFound
-from serve_app.storage.schema import store_versions, vector_store_files
-from serve_app.types import Json
+from serve_app.storage.schema import store_versions, vector_store_files, vector_stores
+from serve_app.types import Json, StoreTable
 
 AsOf = int | datetime
 """A version of a store, or a time."""
@@ -43,17 +43,24 @@ def version_row(connection: Connection, store_id: str, version: int, *, param: s
     return row
 
 
-def table_version(connection: Connection, store: RowMapping, as_of: AsOf) -> int | None:
-    """LanceDB's version of what searches found then: 0 if there was nothing yet, None if no version was recorded."""
+def current_table(connection: Connection, store_id: str) -> StoreTable | None:
+    """What searches read now; None if there is no such store."""
+    query = select(vector_stores.c.encoder, vector_stores.c.table_suffix).where(vector_stores.c.id == store_id)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else StoreTable(row["encoder"], row["table_suffix"])
+
+
+def table_as_of(connection: Connection, store: RowMapping, as_of: AsOf) -> StoreTable:
+    """What searches read then: version 0 if there was nothing yet, the newest if no version was recorded."""
     if isinstance(as_of, int):
-        return int(version_row(connection, store["id"], as_of, param="as_of")["table_version"])
+        return _table(version_row(connection, store["id"], as_of, param="as_of"))
     moment = as_of.timestamp()
     if moment < store["created_at"]:
         raise InvalidRequest(f"The vector store {store['id']!r} did not exist at {as_of.isoformat()}", param="as_of")
     query = select(store_versions).where(store_versions.c.store_id == store["id"]).order_by(store_versions.c.version)
     rows = connection.execute(query).mappings().all()
     if not rows:
-        return None
+        return StoreTable(store["encoder"], store["table_suffix"])
     before = [row for row in rows if row["created_at"] <= moment]
     # A gap between two versions is one that is no longer kept: nobody knows what was found then.
     following = before[-1]["version"] + 1 if before else 1
@@ -64,7 +71,11 @@ def table_version(connection: Connection, store: RowMapping, as_of: AsOf) -> int
             param="as_of",
             code="version_gone",
         )
-    return int(before[-1]["table_version"]) if before else 0
+    return _table(before[-1]) if before else StoreTable(store["encoder"], version=0)
+
+
+def _table(row: RowMapping) -> StoreTable:
+    return StoreTable(row["encoder"], row["table_suffix"], row["table_version"])
 
 
 def expired(rows: Sequence[RowMapping], retention: RetentionConfig, now: float) -> set[int]:
@@ -88,6 +99,7 @@ def version_to_json(row: RowMapping) -> Json:
         "created_at": round(row["created_at"], 3),
         "files": row["files"],
         "passages": row["passages"],
+        "model": row["encoder"],
         "pinned": row["pinned"],
     }
 

@@ -6,22 +6,21 @@ indexer's files are taken over when their lease has run out, and what it had wri
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from sqlalchemy import ColumnElement, Connection, RowMapping, select, update
 
 from serve_app.config import IngestionConfig
-from serve_app.errors import InternalError, InvalidRequest, RayconteurError, UnsupportedFile
+from serve_app.errors import InternalError, InvalidRequest, UnsupportedFile
 from serve_app.knowledge.distinct import first_of_each
 from serve_app.knowledge.encode import TextEncoder
-from serve_app.knowledge.history import is_found, next_version
+from serve_app.knowledge.history import current_table, is_found, next_version
 from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.parse import MARKDOWN_TYPES, extract_text
 from serve_app.knowledge.place import locate
@@ -29,6 +28,7 @@ from serve_app.knowledge.split import Piece, passage_size, split, texts_to_encod
 from serve_app.knowledge.versions import Versions
 from serve_app.metrics import INGESTED_FILES, INGESTED_PASSAGES, INGESTION_FAILURES, NO_METRICS, Metrics
 from serve_app.storage.database import Database
+from serve_app.storage.lease import kept_alive
 from serve_app.storage.schema import files, vector_store_files, vector_stores
 from serve_app.types import AttributeValue, FloatMatrix, Json
 
@@ -77,7 +77,7 @@ class Ingestor:
         self,
         database: Database,
         file_store: Files,
-        encoder: TextEncoder,
+        encoders: Mapping[str, TextEncoder],
         index: IndexWriter,
         versions: Versions,
         config: IngestionConfig,
@@ -85,7 +85,7 @@ class Ingestor:
     ) -> None:
         self._database = database
         self._files = file_store
-        self._encoder = encoder
+        self._encoders = encoders
         self._index = index
         self._versions = versions
         self._config = config
@@ -110,8 +110,7 @@ class Ingestor:
         started = time.monotonic()
         with self._held(jobs):
             parts = [part for job in jobs if (part := self._split(job)) is not None]
-            vectors = self._encode(parts)
-            for store_id, rows in _by_store(parts, vectors):
+            for store_id, rows in _by_store(self._encode(parts)):
                 self._commit(store_id, rows)
         passages = sum(len(part.pieces) for part in parts)
         self._metrics.add(INGESTED_FILES, len(parts))
@@ -165,23 +164,19 @@ class Ingestor:
     def _read(self, job: _Job) -> _Split:
         if job.attempts > self._config.max_attempts:
             raise InternalError(f"The ingestion of the file was cut off {self._config.max_attempts} times")
-        if job.encoder != self._encoder.model_id:
+        if job.encoder not in self._encoders:
             raise InternalError(f"The vector store was made by the encoder {job.encoder!r}, which is not loaded now")
-        try:
-            text = extract_text(self._files.path(job.file_id), job.media_type, self._config.max_file_characters)
-        except FileNotFoundError:
-            raise InternalError("The content of the file is gone: upload it again") from None
-        size = passage_size(job.chunking_strategy, self._encoder.max_tokens)
-        pieces = split(text, self._encoder.tokenizer, size.max_tokens, size.overlap_tokens)
-        located = locate(pieces, text, is_markdown=job.media_type in MARKDOWN_TYPES)
-        pieces = first_of_each(located, lambda piece: piece.text)
-        return _Split(job, pieces, texts_to_encode(text, pieces))
+        path, encoder = self._files.path(job.file_id), self._encoders[job.encoder]
+        pieces, texts = read_pieces(
+            path, job.media_type, job.chunking_strategy, encoder, self._config.max_file_characters
+        )
+        return _Split(job, pieces, texts)
 
-    def _encode(self, parts: Sequence[_Split]) -> list[FloatMatrix]:
-        """One matrix per part; all are encoded together, so that the encoder's batches are full."""
-        vectors = self._encoder.encode([text for part in parts for text in part.texts])
-        ends = np.cumsum([len(part.pieces) for part in parts])
-        return np.split(vectors, ends[:-1]) if parts else []
+    def _encode(self, parts: Sequence[_Split]) -> Iterator[tuple[_Split, FloatMatrix]]:
+        """Each part with its vectors. All that one encoder makes are encoded together, so that its batches are full."""
+        for model_id in {part.job.encoder for part in parts}:
+            ours = [part for part in parts if part.job.encoder == model_id]
+            yield from zip(ours, encode_together(self._encoders[model_id], [part.texts for part in ours]), strict=True)
 
     def _commit(self, store_id: str, rows: Sequence[tuple[_Job, FilePassages]]) -> None:
         """Put files' passages in the place of the versions that they replace, in one commit of the index.
@@ -196,7 +191,8 @@ class Ingestor:
             replaced = _replace(connection, wanted, found, version)
             attributes = _attributes(connection, wanted)
             added = [replace(each, attributes=attributes[job.file_id]) for job, each in rows if job in wanted]
-            self._index.add(store_id, added, replacing=replaced)
+            table = current_table(connection, store_id)
+            self._index.add(store_id + (table.suffix if table else ""), added, replacing=replaced)
             for job, each in rows:
                 if job in wanted:
                     _finish(connection, job, since_version=version, until_version=None, **_size(each))
@@ -210,7 +206,7 @@ class Ingestor:
         logger.info("file %s of store %s failed: %s", job.file_id, job.store_id, code)
         self._metrics.add(INGESTION_FAILURES, code=code)
         if job.fence > 1:
-            self._index.remove_file(job.store_id, job.file_id, before_fence=job.fence)
+            self._index.remove_file(self._versions.table(job.store_id), job.file_id, before_fence=job.fence)
         with self._database.write() as connection:
             connection.execute(
                 update(vector_store_files)
@@ -223,24 +219,13 @@ class Ingestor:
     @contextmanager
     def _held(self, jobs: Sequence[_Job]) -> Iterator[None]:
         """Renew the leases in the background: one file may take longer than a lease, in parsers we cannot pause."""
-        is_done = Event()
 
         def renew() -> None:
-            while not is_done.wait(self._config.lease_s / 3):
-                try:
-                    with self._database.write() as connection:
-                        self._renew(connection, jobs)
-                except RayconteurError as error:
-                    # The next beat may succeed; if the lease is lost before, the fence keeps the result out.
-                    logger.warning("leases were not renewed: %s", error.message)
+            with self._database.write() as connection:
+                self._renew(connection, jobs)
 
-        thread = Thread(target=renew, name="lease", daemon=True)
-        thread.start()
-        try:
+        with kept_alive(renew, self._config.lease_s):
             yield
-        finally:
-            is_done.set()
-            thread.join()
 
     def _renew(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Job]:
         """Renew the leases of those that are still ours, and return them."""
@@ -250,6 +235,34 @@ class Ingestor:
             for job in jobs
             if connection.execute(update(vector_store_files).where(_is_held(job)).values(lease_until=until)).rowcount
         ]
+
+
+# From a file to what is to be encoded
+
+
+def read_pieces(
+    path: Path, media_type: str, chunking_strategy: Json, encoder: TextEncoder, max_characters: int
+) -> tuple[list[Piece], list[str]]:
+    """A file's passages, and the text of each that its vector is made from.
+
+    Raises `UnsupportedFile` or `InvalidRequest` for a file that cannot be used, `InternalError` if its bytes are lost.
+    """
+    try:
+        text = extract_text(path, media_type, max_characters)
+    except FileNotFoundError:
+        raise InternalError("The content of the file is gone: upload it again") from None
+    size = passage_size(chunking_strategy, encoder.max_tokens)
+    pieces = split(text, encoder.tokenizer, size.max_tokens, size.overlap_tokens)
+    located = locate(pieces, text, is_markdown=media_type in MARKDOWN_TYPES)
+    pieces = first_of_each(located, lambda piece: piece.text)
+    return pieces, texts_to_encode(text, pieces)
+
+
+def encode_together(encoder: TextEncoder, texts: Sequence[Sequence[str]]) -> list[FloatMatrix]:
+    """One matrix for each file's texts, from full batches."""
+    vectors = encoder.encode([text for each in texts for text in each])
+    ends = np.cumsum([len(each) for each in texts])
+    return np.split(vectors, ends[:-1]) if texts else []
 
 
 # The row's columns are of several types.
@@ -281,9 +294,9 @@ def _batch(rows: Sequence[RowMapping]) -> list[RowMapping]:
 
 
 def _by_store(
-    parts: Sequence[_Split], vectors: Sequence[FloatMatrix]
+    encoded: Iterable[tuple[_Split, FloatMatrix]],
 ) -> Iterator[tuple[str, list[tuple[_Job, FilePassages]]]]:
-    rows = [(part.job, _passages(part, matrix)) for part, matrix in zip(parts, vectors, strict=True)]
+    rows = [(part.job, _passages(part, matrix)) for part, matrix in encoded]
     rows.sort(key=lambda row: row[0].store_id)
     for store_id, group in groupby(rows, key=lambda row: row[0].store_id):
         yield store_id, list(group)

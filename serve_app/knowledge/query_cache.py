@@ -22,33 +22,35 @@ class CachedEmbedder:
     ) -> None:
         self._embedder = embedder
         self._vectors: LRUCache[bytes, FloatVector] = LRUCache(max_queries)
-        self._pending: dict[str, asyncio.Task[dict[str, FloatVector]]] = {}
+        self._pending: dict[bytes, asyncio.Task[dict[str, FloatVector]]] = {}
         self._tallies = tallies
         self._metrics = metrics
 
-    async def embed(self, texts: Sequence[str], store_ids: Sequence[str]) -> FloatMatrix:
-        known = {text: vector for text in texts if (vector := self._vectors.get(_key(text))) is not None}
-        unknown = [text for text in dict.fromkeys(texts) if text not in known]
-        missed = [text for text in unknown if text not in self._pending]
+    async def embed(self, texts: Sequence[str], store_ids: Sequence[str], model: str) -> FloatMatrix:
+        keys = {text: _key(text, model) for text in texts}
+        known = {text: vector for text, key in keys.items() if (vector := self._vectors.get(key)) is not None}
+        unknown = [text for text in keys if text not in known]
+        missed = [text for text in unknown if keys[text] not in self._pending]
         self._count(store_ids, hits=len(texts) - len(missed), misses=len(missed))
         if missed:
             # In an empty context Ray Serve takes the call for nobody's: others wait for it, whoever cancels.
-            task = asyncio.create_task(self._compute(missed), context=contextvars.Context())
-            self._pending |= dict.fromkeys(missed, task)
-        for computed in await asyncio.gather(*(asyncio.shield(self._pending[text]) for text in unknown)):
+            wanted = {text: keys[text] for text in missed}
+            task = asyncio.create_task(self._compute(wanted, model), context=contextvars.Context())
+            self._pending |= dict.fromkeys(wanted.values(), task)
+        for computed in await asyncio.gather(*(asyncio.shield(self._pending[keys[text]]) for text in unknown)):
             known |= computed
         return np.stack([known[text] for text in texts])
 
-    async def _compute(self, texts: list[str]) -> dict[str, FloatVector]:
+    async def _compute(self, keys: dict[str, bytes], model: str) -> dict[str, FloatVector]:
         try:
-            matrix = await self._embedder.embed(texts)
+            matrix = await self._embedder.embed(list(keys), model)
             # Copies, or one vector would keep the whole batch in memory.
-            vectors = {text: row.copy() for text, row in zip(texts, matrix, strict=True)}
-            self._vectors.update((_key(text), vector) for text, vector in vectors.items())
+            vectors = {text: row.copy() for text, row in zip(keys, matrix, strict=True)}
+            self._vectors.update((keys[text], vector) for text, vector in vectors.items())
             return vectors
         finally:
-            for text in texts:
-                del self._pending[text]
+            for key in keys.values():
+                del self._pending[key]
 
     def _count(self, store_ids: Sequence[str], *, hits: int, misses: int) -> None:
         self._metrics.add(QUERY_CACHE_HITS, hits)
@@ -58,6 +60,6 @@ class CachedEmbedder:
             self._tallies[Tally(store_id, "query_cache_miss")] += misses
 
 
-def _key(text: str) -> bytes:
+def _key(text: str, model: str) -> bytes:
     # A query may be 32,768 characters long, and thousands are kept.
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{model}\0{text}".encode(), digest_size=16).digest()

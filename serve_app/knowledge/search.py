@@ -57,13 +57,13 @@ class IndexReader:
             return await _search(table, query)
         except RuntimeError:
             # The table was dropped, and perhaps made anew, since it was opened.
-            self._tables.pop((query.store_id, query.table_version), None)
+            self._tables.pop((query.store_id + query.table_suffix, query.table_version), None)
             table = await self._open(query)
             return () if table is None else await _search(table, query)
 
     async def _open(self, query: SearchQuery) -> Any | None:
         """The store's table, newest or as it was; None if there is none (or was none then)."""
-        key = (query.store_id, query.table_version)
+        key = (query.store_id + query.table_suffix, query.table_version)
         if key in self._tables:
             self._tables.move_to_end(key)
             return self._tables[key]
@@ -71,7 +71,7 @@ class IndexReader:
             return None
         database = await self._connect()
         try:
-            table = await database.open_table(checked(query.store_id))
+            table = await database.open_table(checked(query.store_id + query.table_suffix))
             if query.table_version is not None:
                 await table.checkout(query.table_version)
         except ValueError as error:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from serve_app.errors import InvalidRequest
 from serve_app.types import AttributeValue, Comparison, Compound, Filter, Json
 
-_STORE_ID = re.compile(r"vs_[0-9a-f]+")
+_NAME = re.compile(r"vs_[0-9a-f]+(_[0-9a-f]+)?")
 
 # Null where a file has none. Tables that were made before them get these columns with their next commit.
 LATER_FIELDS = (
@@ -29,10 +29,16 @@ RESULT_COLUMNS = (
 ARROW_TYPES = {"s": pa.string(), "n": pa.float64(), "b": pa.bool_()}
 
 
-def checked(store_id: str) -> str:
-    if not _STORE_ID.fullmatch(store_id):
-        raise InvalidRequest(f"{store_id!r} is no id of a vector store", param="vector_store_id")
-    return store_id
+def checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(f"{name!r} is no id of a vector store", param="vector_store_id")
+    return name
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """The store's id, and the suffix that the name of a further table of it has; "" for the first."""
+    prefix, number, *suffix = name.split("_")
+    return f"{prefix}_{number}", "".join(f"_{each}" for each in suffix)
 
 
 def open_session() -> lancedb.Session:

@@ -6,20 +6,24 @@ LanceDB's table as it was. A version is kept while it is among the newest, young
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, or_, select, update
 
 from serve_app.config import RetentionConfig
-from serve_app.knowledge.history import expired, is_found, newest_version, next_version, version_row
+from serve_app.knowledge.history import current_table, expired, is_found, newest_version, next_version, version_row
 from serve_app.knowledge.index import IndexedFile, IndexWriter
+from serve_app.knowledge.table import parts_of
 from serve_app.storage.database import Database
-from serve_app.storage.schema import files, store_versions, vector_store_files, vector_stores
+from serve_app.storage.schema import files, reembeddings, store_versions, vector_store_files, vector_stores
 from serve_app.types import AttributeChange, Json, StoreFileRef, StoreVersionRef, now_s
 
 logger = logging.getLogger(__name__)
 
 _file = vector_store_files.c
+
+_BySuffix = dict[str, set[int]]
+"""Versions of a store, by the suffix of the table that they are in."""
 
 
 class Versions:
@@ -29,11 +33,17 @@ class Versions:
         self._database = database
         self._index = index
         self._retention = retention
+        self._unneeded: set[str] = set()
+        """Tables that were not needed when the retention was enforced last."""
 
     def remove_file(self, ref: StoreFileRef) -> None:
         """After the return no search of the newest version finds the file."""
         with self._index.lock:
-            if not self._index.remove_file(ref.store_id, ref.file_id):
+            table = self.table(ref.store_id)
+            for other in self._index.tables_of(ref.store_id) - {table}:
+                # Or a move back to its encoder could take it for the same file that is added again some day.
+                self._index.remove_file(other, ref.file_id)
+            if not self._index.remove_file(table, ref.file_id):
                 return
             with self._database.write() as connection:
                 version = next_version(connection, ref.store_id)
@@ -46,26 +56,28 @@ class Versions:
 
     def update_attributes(self, change: AttributeChange) -> None:
         with self._index.lock:
-            if self._index.update_attributes(change):
+            if self._index.update_attributes(self.table(change.store_id), change):
                 with self._database.write() as connection:
                     self.record(connection, change.store_id, next_version(connection, change.store_id))
 
     def roll_back(self, ref: StoreVersionRef) -> int:
         """Make the store what it was at a version that is kept: that is a new version, which is returned.
 
-        What is being ingested is cancelled. Files that have been deleted since do not come back. Raises `NotFound` if
-        the version is not kept.
+        That includes its encoder. What is being ingested is cancelled, a move to another encoder called off. Files that
+        have been deleted since do not come back. Raises `NotFound` if the version is not kept.
         """
         with self._index.lock:
             with self._database.read() as connection:
                 wanted = version_row(connection, ref.store_id, ref.version)
-            self._index.restore(ref.store_id, wanted["table_version"])
-            restored = {each.file_id: each for each in self._index.files(ref.store_id)}
+            table = ref.store_id + wanted["table_suffix"]
+            self._index.restore(table, wanted["table_version"])
+            restored = {each.file_id: each for each in self._index.files(table)}
             with self._database.write() as connection:
                 alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
                 uploaded = set(connection.execute(select(files.c.id).where(alive)).scalars())
                 for file_id in restored.keys() - uploaded:
-                    self._index.remove_file(ref.store_id, file_id)
+                    self._index.remove_file(table, file_id)
+                set_table(connection, ref.store_id, wanted["encoder"], wanted["table_suffix"])
                 version = next_version(connection, ref.store_id)
                 _set_found(
                     connection, ref.store_id, version, {id_: restored[id_] for id_ in restored.keys() & uploaded}
@@ -83,25 +95,38 @@ class Versions:
         for store_id in store_ids:
             with self._index.lock, self._database.read() as connection:
                 newest = newest_version(connection, store_id)
-                if newest is None or not self._index.has_changed_since(store_id, newest["table_version"]):
+                if newest is None:
+                    continue
+                table = store_id + newest["table_suffix"]
+                if not self._index.has_changed_since(table, newest["table_version"]):
                     continue
                 query = select(_file.file_id).where(_file.store_id == store_id, is_found(), _file.passages > 0)
                 recorded = set(connection.execute(query).scalars())
-                if {each.file_id for each in self._index.files(store_id)} != recorded:
+                if {each.file_id for each in self._index.files(table)} != recorded:
                     logger.warning("store %s: a commit that was not recorded is taken back", store_id)
-                    self._index.restore(store_id, newest["table_version"])
+                    self._index.restore(table, newest["table_version"])
+
+    def table(self, store_id: str) -> str:
+        """The name of the table that searches of the store read now."""
+        with self._database.read() as connection:
+            current = current_table(connection, store_id)
+        return store_id + (current.suffix if current else "")
 
     def record(self, connection: Connection, store_id: str, version: int) -> None:
         """The table as it is now, as a version of its store; those that are not to be kept any more go.
 
         For whoever has just committed, and still holds the index's lock.
         """
-        table_version, passages = self._index.tag(store_id, version)
+        current = current_table(connection, store_id)
+        assert current is not None, "the caller has just changed its rows"
+        table_version, passages = self._index.tag(store_id + current.suffix, version)
         found = select(func.count()).where(_file.store_id == store_id, is_found())
         row = {
             "store_id": store_id,
             "version": version,
             "table_version": table_version,
+            "table_suffix": current.suffix,
+            "encoder": current.encoder,
             "created_at": time.time(),
             "files": connection.execute(found).scalar_one(),
             "passages": passages,
@@ -109,20 +134,32 @@ class Versions:
         }
         connection.execute(insert(store_versions).values(row))
         _, gone = self._expire(connection, store_id)
-        self._index.let_go(store_id, gone)
+        for suffix, versions in gone.items():
+            self._index.let_go(store_id + suffix, versions)
 
     def enforce_retention(self) -> None:
-        """Let go of what is not to be kept any more, in every store."""
+        """Let go of what is not to be kept any more, in every store. To be called every few minutes."""
         with self._database.read() as connection:
-            store_ids = connection.execute(select(store_versions.c.store_id).distinct()).scalars().all()
+            store_ids = connection.execute(select(vector_stores.c.id)).scalars().all()
+        # Tables of stores that the database does not know are left alone: it may be the wrong database.
+        tables = self._index.tables()
+        unneeded: set[str] = set()
         for store_id in store_ids:
+            names = tables.get(store_id, set())
             with self._index.lock:
                 with self._database.write() as connection:
                     kept, _ = self._expire(connection, store_id)
-                self._index.keep_only(store_id, kept)
+                    needed = _needed_tables(connection, store_id)
+                    # One that was not needed the last time either: no search can still be reading it.
+                    for name in (names - needed) & self._unneeded:
+                        self._index.drop_table(name)
+                for name in names & needed:
+                    self._index.keep_only(name, kept.get(parts_of(name)[1], ()))
+            unneeded |= names - needed
+        self._unneeded = unneeded
 
-    def _expire(self, connection: Connection, store_id: str) -> tuple[set[int], set[int]]:
-        """Returns the versions that are kept, and those that no longer are."""
+    def _expire(self, connection: Connection, store_id: str) -> tuple[_BySuffix, _BySuffix]:
+        """Returns the versions that are kept, and those that no longer are, by the suffixes of their tables."""
         query = select(vector_stores.c.retention).where(vector_stores.c.id == store_id)
         own = connection.execute(query).scalar()
         retention = self._retention.model_copy(update=own or {})
@@ -135,7 +172,36 @@ class Versions:
             connection.execute(
                 delete(store_versions).where(store_versions.c.store_id == store_id, store_versions.c.version.in_(gone))
             )
-        return {row["version"] for row in rows} - gone, gone
+        return (
+            _by_suffix(row for row in rows if row["version"] not in gone),
+            _by_suffix(row for row in rows if row["version"] in gone),
+        )
+
+
+def set_table(connection: Connection, store_id: str, encoder: str, suffix: str) -> None:
+    """From here on the store is searched, and filled, in this table. A move to another encoder is called off."""
+    connection.execute(
+        update(vector_stores).where(vector_stores.c.id == store_id).values(encoder=encoder, table_suffix=suffix)
+    )
+    connection.execute(delete(reembeddings).where(reembeddings.c.store_id == store_id))
+
+
+def _needed_tables(connection: Connection, store_id: str) -> set[str]:
+    """The one that is searched, those with a version that is kept, and the one that is being filled."""
+    suffixes: set[str] = set()
+    # The lock keeps a move from asking for one that is just being dropped.
+    current = select(vector_stores.c.table_suffix).where(vector_stores.c.id == store_id).with_for_update()
+    suffixes.update(connection.execute(current).scalars())
+    for table in (store_versions, reembeddings):
+        suffixes.update(connection.execute(select(table.c.table_suffix).where(table.c.store_id == store_id)).scalars())
+    return {store_id + suffix for suffix in suffixes}
+
+
+def _by_suffix(rows: Iterable[RowMapping]) -> _BySuffix:
+    versions: _BySuffix = {}
+    for row in rows:
+        versions.setdefault(row["table_suffix"], set()).add(row["version"])
+    return versions
 
 
 def _set_found(connection: Connection, store_id: str, version: int, found: Mapping[str, IndexedFile]) -> None:
@@ -154,13 +220,12 @@ def _set_found(connection: Connection, store_id: str, version: int, found: Mappi
         and row["until_version"] is None
         and (row["same_as"] or row["file_id"]) not in found
     ]
-    _update_each(connection, store_id, [{"file": file_id, "until_version": version} for file_id in lost])
+    update_each(connection, store_id, [{"file": file_id, "until_version": version} for file_id in lost])
 
     back = [found[row["file_id"]] for row in rows if row["file_id"] in found]
     values = {"status": "completed", "until_version": None, "same_as": None}
-    _update_each(
-        connection, store_id, [{"file": each.file_id, "attributes": each.attributes, **values} for each in back]
-    )
+    changes = [{"file": each.file_id, "attributes": each.attributes, **values, **sizes_of(each)} for each in back]
+    update_each(connection, store_id, changes)
     removed = found.keys() - {row["file_id"] for row in rows}
     if removed:
         query = select(vector_stores.c.chunking_strategy).where(vector_stores.c.id == store_id)
@@ -171,7 +236,13 @@ def _set_found(connection: Connection, store_id: str, version: int, found: Mappi
         )
 
 
-def _update_each(connection: Connection, store_id: str, changes: Sequence[Json]) -> None:
+def sizes_of(file: IndexedFile) -> Json:
+    """As the columns of a file in a store."""
+    return {"usage_bytes": file.size_bytes, "passages": file.passages}
+
+
+def update_each(connection: Connection, store_id: str, changes: Sequence[Json]) -> None:
+    """Change rows of a store's files: each names its `file` and has the same columns."""
     if changes:
         one = update(vector_store_files).where(_file.store_id == store_id, _file.file_id == bindparam("file"))
         connection.execute(one, changes)
@@ -187,8 +258,7 @@ def _row(store_id: str, file: IndexedFile, chunking_strategy: Json, version: int
         "status": "completed",
         "attributes": file.attributes,
         "chunking_strategy": chunking_strategy,
-        "usage_bytes": file.size_bytes,
-        "passages": file.passages,
+        **sizes_of(file),
         "created_at": now_s(),
         "completed_at": time.time(),
         "fence": 0,

@@ -142,6 +142,8 @@ vector_stores = Table(
     Column("name", String(512)),
     Column("metadata", JSON, nullable=False),
     Column("encoder", String(255), nullable=False),  # model id that made its vectors
+    # Of the table's name, after the store's id. Each encoder that the store is moved to has a table of its own.
+    Column("table_suffix", String(20), nullable=False, server_default=""),
     Column("chunking_strategy", JSON, nullable=False),  # the default for files added without one
     Column("expires_after", JSON),
     Column("retention", JSON),  # which versions are kept; null: what the configuration says
@@ -157,6 +159,8 @@ store_versions = Table(
     Column("store_id", String(80), primary_key=True),
     Column("version", Integer, primary_key=True),  # 1, 2, … ; gaps are versions that are no longer kept
     Column("table_version", BigInteger, nullable=False),  # LanceDB's
+    Column("table_suffix", String(20), nullable=False, server_default=""),  # which table it is in
+    Column("encoder", String(255), nullable=False, server_default=""),  # that made its vectors
     Column("created_at", Float, nullable=False),
     Column("files", Integer, nullable=False),  # that were found
     Column("passages", Integer, nullable=False),
@@ -202,6 +206,27 @@ file_batches = Table(
     Column("id", String(80), primary_key=True),
     Column("store_id", String(80), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
+)
+
+# A store that is being moved to another encoder, or whose move has failed: claimed under a fence, held by a lease. What
+# is made for it goes into a table that nobody searches, until that takes the place of the store's.
+reembeddings = Table(
+    "reembeddings",
+    metadata,
+    Column("store_id", String(80), primary_key=True),
+    Column("encoder", String(255), nullable=False),  # the new one
+    Column("table_suffix", String(20), nullable=False),  # of the table that is being filled
+    Column("status", String(20), nullable=False),  # in_progress, failed
+    Column("error_code", String(40)),
+    Column("error_message", Text),
+    Column("files_done", Integer, nullable=False),
+    Column("files_total", Integer, nullable=False),
+    Column("seconds_left", Integer),  # null while nobody knows
+    Column("created_at", BigInteger, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),  # claims since something was done
     ForeignKeyConstraint(["store_id"], ["vector_stores.id"], ondelete="CASCADE"),
 )
 

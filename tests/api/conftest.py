@@ -12,7 +12,7 @@ from openai import OpenAI
 
 from serve_app.api.app import create_app
 from serve_app.api.context import Context
-from serve_app.config import ApiConfig, AppConfig, StorageConfig
+from serve_app.config import ApiConfig, AppConfig, EncoderConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.parts import Parts
 from serve_app.storage.database import Database, open_database
@@ -84,9 +84,15 @@ def open_test_database(folder: Path) -> closing[Database]:
     return closing(open_database(StorageConfig(folder=folder).resolved_database_url))
 
 
-def build_app(folder: Path, database: Database, parts: Parts, part_states: dict[str, str]) -> FastAPI:
+def build_app(
+    folder: Path, database: Database, parts: Parts, part_states: dict[str, str], *further_encoders: str
+) -> FastAPI:
     async def check_parts() -> dict[str, str]:
         return part_states
 
-    config = AppConfig(storage=StorageConfig(folder=folder), api=ApiConfig(max_upload_bytes=MAX_UPLOAD_BYTES))
+    config = AppConfig(
+        storage=StorageConfig(folder=folder),
+        api=ApiConfig(max_upload_bytes=MAX_UPLOAD_BYTES),
+        further_encoders=tuple(EncoderConfig(model_id=each) for each in further_encoders),
+    )
     return create_app(config, parts, database, check_parts)

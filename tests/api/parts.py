@@ -28,14 +28,14 @@ DIMENSIONS = 8
 
 
 class HashEmbedder:
-    """The same text, the same unit vector; different texts, different ones."""
+    """The same text and model, the same unit vector; others, different ones."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         self.calls.append(list(texts))
-        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) for text in texts]
+        seeds = [int.from_bytes(hashlib.sha256(f"{model or ''}{text}".encode()).digest()[:8]) for text in texts]
         rows = np.stack([np.random.default_rng(seed).normal(size=DIMENSIONS) for seed in seeds])
         unit: FloatMatrix = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
         return unit

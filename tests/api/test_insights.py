@@ -33,7 +33,7 @@ class TopicEmbedder(FakeEmbedder):
 
     failure: Exception | None = None
 
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         if self.failure:
             raise self.failure
         await super().embed(texts)

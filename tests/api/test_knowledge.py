@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serve_app.config import IngestionConfig, RetentionConfig
+from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor
+from serve_app.knowledge.reembed import Reembedder
 from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database
@@ -53,23 +56,40 @@ class WordEncoder:
         unit: FloatMatrix = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         return unit
 
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
-        return self.encode(texts)
+
+class LetterEncoder(WordEncoder):
+    """Each letter is a dimension."""
+
+    model_id = "letters"
+    dimensions = 26
+
+    def encode(self, texts: Sequence[str]) -> FloatMatrix:
+        rows = np.array([[text.lower().count(letter) + 0.1 for letter in ascii_lowercase] for text in texts])
+        unit: FloatMatrix = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        return unit
 
 
 class LocalIndex:
-    """The indexer and the retriever, in this process. Waking it ingests what waits."""
+    """The indexer, the embedder and the retriever, in this process. Waking it does all that waits."""
 
-    def __init__(self, database: Database, folder: Path, encoder: WordEncoder) -> None:
-        self._writer = IndexWriter(folder / "vectors", encoder.dimensions)
+    def __init__(self, database: Database, folder: Path) -> None:
+        encoders: dict[str, TextEncoder] = {each.model_id: each for each in (WordEncoder(), LetterEncoder())}
+        self._writer = IndexWriter(folder / "vectors")
         self._reader = IndexReader(folder / "vectors")
         config = IngestionConfig(max_file_characters=100_000)
         files = FileStore(database, folder / "files")
         self._versions = Versions(database, self._writer, RetentionConfig())
-        self._ingestor = Ingestor(database, files, encoder, self._writer, self._versions, config)
+        self._ingestor = Ingestor(database, files, encoders, self._writer, self._versions, config)
+        self._reembedder = Reembedder(database, files, encoders, self._writer, self._versions, config)
+        self._encoders = encoders
+
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
+        return self._encoders[model or WordEncoder.model_id].encode(texts)
 
     async def wake(self) -> None:
         while await run_in_threadpool(self._ingestor.run_once):
+            pass
+        while await run_in_threadpool(self._reembedder.run_once):
             pass
 
     async def update_attributes(self, change: AttributeChange) -> None:
@@ -85,10 +105,10 @@ class LocalIndex:
         await run_in_threadpool(self._writer.drop, store_id)
 
     async def optimize(self, store_id: str) -> Optimization:
-        return await run_in_threadpool(self._writer.optimize, store_id)
+        return await run_in_threadpool(self._writer.optimize, self._versions.table(store_id))
 
     async def describe(self, store_id: str) -> TableState:
-        return await run_in_threadpool(self._writer.describe, store_id)
+        return await run_in_threadpool(self._writer.describe, self._versions.table(store_id))
 
     async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
         return await self._reader.search(query)
@@ -96,12 +116,11 @@ class LocalIndex:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[openai.OpenAI]:
-    encoder = WordEncoder()
     with open_test_database(tmp_path) as database:
-        index = LocalIndex(database, tmp_path, encoder)
-        parts = knowledge_parts(encoder, index, index)
+        index = LocalIndex(database, tmp_path)
+        parts = knowledge_parts(index, index, index)
         with (
-            serve(build_app(tmp_path, database, parts, {})) as url,
+            serve(build_app(tmp_path, database, parts, {}, LetterEncoder.model_id)) as url,
             openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
         ):
             yield client

@@ -19,7 +19,7 @@ from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.parse import detect_media_type
 from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import Piece
-from serve_app.knowledge.versions import Versions
+from serve_app.knowledge.versions import Versions, set_table
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
 from serve_app.storage.schema import backup_jobs, metadata, vector_store_files
@@ -34,8 +34,8 @@ class System:
         self.database = database
         self.config = AppConfig(storage=StorageConfig(folder=folder), backup=BackupConfig(url=backup_url))
         self.files = FileStore(database, self.config.storage.files_folder)
-        self.catalog = Catalog(database, "toy")
-        self.index = IndexWriter(self.config.storage.vectors_folder, 4)
+        self.catalog = Catalog(database, "toy", "other")
+        self.index = IndexWriter(self.config.storage.vectors_folder)
         self.versions = Versions(database, self.index, RetentionConfig(keep_versions=1000))
         self.reader = IndexReader(self.config.storage.vectors_folder)
         self.log = ConversationLog(database, 100, stale_after_s=60)
@@ -86,6 +86,16 @@ class System:
     def remove_document(self, store_id: str, file_id: str) -> None:
         self.versions.remove_file(StoreFileRef(store_id, file_id))
         self.catalog.remove_file(store_id, file_id)
+
+    def move(self, store_id: str, encoder: str, suffix: str) -> None:
+        """To an encoder whose vectors have three dimensions, as the indexer does."""
+        table = store_id + suffix
+        for row in self.passages(store_id):
+            text = [Piece(row["text"], row["start"])]
+            self.index.add(table, [FilePassages(row["passage_id"], "a.txt", {}, text, vectors([row["text"]])[:, :3])])
+        with self.index.lock, self.database.write() as connection:
+            set_table(connection, store_id, encoder, suffix)
+            self.versions.record(connection, store_id, next_version(connection, store_id))
 
     def upload(self, text: str) -> str:
         upload = io.BytesIO(text.encode())

@@ -73,7 +73,7 @@ def test_only_ids_of_backups_are_looked_for(tmp_path: Path, backup_id: str) -> N
 def test_a_manifest_of_a_newer_format_is_refused(system: System, tmp_path: Path) -> None:
     backup = system.back_up()
     repository = Repository(str(tmp_path / "backups"))
-    repository.commit(replace(repository.manifest(backup["id"]), format=2))
+    repository.commit(replace(repository.manifest(backup["id"]), format=3))
 
     with pytest.raises(InvalidRequest, match="newer version"):
         repository.manifest(backup["id"])

@@ -16,7 +16,15 @@ from serve_app.backup.repository import Repository, describe, write_items
 from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage import migrations
 from serve_app.storage.database import open_database
-from serve_app.storage.schema import file_batches, files, logs, responses, store_versions, vector_store_files
+from serve_app.storage.schema import (
+    file_batches,
+    files,
+    logs,
+    reembeddings,
+    responses,
+    store_versions,
+    vector_store_files,
+)
 from serve_app.types import ForkConversation, Json, PageQuery
 from tests.backup.system import System
 
@@ -76,6 +84,40 @@ def test_every_version_that_is_kept_is_in_the_backup(system: System, elsewhere: 
     for version in versions:
         assert elsewhere.passages(store_id, f"v{version}") == system.passages(store_id, f"v{version}")
     assert lance.dataset(str(elsewhere.table(store_id))).describe_indices()
+
+
+async def test_the_tables_of_all_encoders_are_in_the_backup(any_system: System, any_elsewhere: System) -> None:
+    store_id = fill(any_system)
+    any_system.move(store_id, "other", "_0b")
+    backup_id = any_system.back_up()["id"]
+
+    any_elsewhere.restore(backup_id)
+    (copy,) = any_system.restore(backup_id, store_id, "copy")["vector_stores"]
+
+    assert any_elsewhere.rows(but=CHANGES)["store_versions"]
+    for system, restored in ((any_elsewhere, store_id), (any_system, copy["id"])):
+        assert system.versions.table(restored) == f"{restored}_0b"
+        assert system.catalog.get_store(restored)["model"] == "other"
+        for suffix, versions in (("", 5), ("_0b", 1)):
+            table, original = restored + suffix, any_system.passages(store_id + suffix)
+            assert [row["text"] for row in system.passages(table)] == [row["text"] for row in original] != []
+            tags = lance.dataset(str(system.table(table))).tags.list()
+            assert len(tags) == versions
+            for tag in tags:
+                assert system.passages(table, tag) == any_system.passages(store_id + suffix, tag)
+
+
+def test_a_move_that_is_under_way_begins_again_there(system: System, elsewhere: System) -> None:
+    store_id = fill(system)
+    system.catalog.reembed(store_id, "other")
+    with system.database.write() as connection:
+        connection.execute(update(reembeddings).values(lease_until=4e9, fence=3))
+
+    elsewhere.restore(system.back_up()["id"])
+
+    with elsewhere.database.read() as connection:
+        move = connection.execute(select(reembeddings)).mappings().one()
+    assert (move["store_id"], move["encoder"], move["lease_until"]) == (store_id, "other", 0.0)
 
 
 def test_a_store_without_versions_is_backed_up_as_it_is(system: System, elsewhere: System) -> None:
@@ -401,7 +443,7 @@ def test_a_damaged_backup_is_refused_before_anything_changes(
 def test_a_damaged_backup_is_listed_as_one(system: System, tmp_path: Path) -> None:
     backup = system.back_up()
     place = tmp_path / "backups" / "snapshots" / f"{backup['id']}.json"
-    place.write_bytes(place.read_bytes().replace(b'"format": 1', b'"format": 2'))
+    place.write_bytes(place.read_bytes().replace(b'"format": 2', b'"format": 3'))
 
     (listed,) = system.jobs.list_backups(PageQuery()).data
 

@@ -4,9 +4,11 @@ import numpy as np
 
 from deployments.embedder import Embedder
 from serve_app.config import AppConfig, EncoderConfig, RerankerConfig, RetrievalConfig
+from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.rerank import load_cross_encoder
 from serve_app.types import RerankRequest
 from tests.cross_encoder import write_cross_encoder
+from tests.encoder import write_encoder
 
 
 async def test_embedder_holds_the_configured_cross_encoder(tmp_path: Path) -> None:
@@ -19,3 +21,15 @@ async def test_embedder_holds_the_configured_cross_encoder(tmp_path: Path) -> No
 
     assert np.array_equal(await embedder.rerank(RerankRequest(pairs)), load_cross_encoder(reranker).score(pairs))
     assert (await embedder.embed(("a text",))).shape == (1, 384)
+
+
+async def test_embedder_holds_every_configured_encoder(tmp_path: Path) -> None:
+    other = EncoderConfig(model_id="two-layers", model_source=write_encoder(tmp_path / "model"), backend="openvino")
+
+    embedder = Embedder(AppConfig(encoder=EncoderConfig(backend="openvino"), further_encoders=(other,)))
+
+    texts = ("Ferrets sleep up to eighteen hours a day.",)
+    default = await embedder.embed(texts)
+    assert np.array_equal(await embedder.embed(texts, "all-minilm-l6-v2"), default)
+    assert np.array_equal(await embedder.embed(texts, "two-layers"), load_encoder(other).encode(texts))
+    assert not np.allclose(await embedder.embed(texts, "two-layers"), default, atol=0.1)

@@ -35,7 +35,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.writer = IndexWriter(folder, 4)
+        self.writer = IndexWriter(folder)
         self.reader = IndexReader(folder)
 
     def add(
@@ -326,7 +326,7 @@ async def test_open_reader_notices_that_a_store_was_dropped_and_made_anew(store:
 
 def test_changes_to_what_is_not_there_do_nothing(store: Store) -> None:
     store.writer.remove_file(STORE, "file-1")
-    store.writer.update_attributes(AttributeChange(STORE, "file-1", {"year": 2020.0}))
+    store.writer.update_attributes(STORE, AttributeChange(STORE, "file-1", {"year": 2020.0}))
     store.writer.drop(STORE)
     store.writer.maintain(STORE)
     assert store.writer.version(STORE) is None
@@ -336,7 +336,7 @@ async def test_attributes_are_replaced(store: Store) -> None:
     store.add("file-1", "wing", "lift", attributes={"year": 2020.0, "tag": "a"})
     store.add("file-2", "tail", attributes={"year": 2020.0})
 
-    store.writer.update_attributes(AttributeChange(STORE, "file-1", {"year": "MMXX", "new": True}))
+    store.writer.update_attributes(STORE, AttributeChange(STORE, "file-1", {"year": "MMXX", "new": True}))
 
     assert await store.file_ids(Comparison("eq", "year", 2020.0)) == ["file-2"]
     assert await store.file_ids(Comparison("eq", "year", "MMXX")) == ["file-1", "file-1"]
@@ -454,12 +454,10 @@ async def test_what_is_no_store_id_is_refused(store: Store, store_id: str) -> No
         await store.reader.search(SearchQuery(store_id, "", np.ones(4, dtype=np.float32)))
 
 
-def test_vectors_of_another_encoder_are_refused(store: Store, tmp_path: Path) -> None:
+def test_vectors_of_another_encoder_are_refused(store: Store) -> None:
     store.add("file-1", "wing")
-    other = IndexWriter(tmp_path / "vectors", 8)
-
     with pytest.raises(InternalError):
-        other.add(STORE, [FilePassages("file-2", "b", {}, [Piece("b", 0)], np.ones((1, 8), dtype=np.float32))])
+        store.writer.add(STORE, [FilePassages("file-2", "b", {}, [Piece("b", 0)], np.ones((1, 8), dtype=np.float32))])
 
 
 # --- filters ------------------------------------------------------------------------------------

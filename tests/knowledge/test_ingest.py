@@ -64,7 +64,7 @@ class Library:
         self.database = database
         self.encoder = encoder
         self.folder = Folder(root / "files")
-        self.index = IndexWriter(root / "vectors", encoder.dimensions)
+        self.index = IndexWriter(root / "vectors")
         self.versions = Versions(database, self.index, RetentionConfig())
         self.reader = IndexReader(root / "vectors")
 
@@ -79,7 +79,8 @@ class Library:
         config = IngestionConfig(
             lease_s=lease_s, max_attempts=max_attempts, poll_interval_s=1, max_file_characters=10**6
         )
-        return Ingestor(self.database, self.folder, encoder or self.encoder, self.index, self.versions, config, metrics)
+        encoders = {ENCODER: encoder or self.encoder}
+        return Ingestor(self.database, self.folder, encoders, self.index, self.versions, config, metrics)
 
     def add_store(self, store_id: str = STORE, encoder: str = ENCODER) -> None:
         row = {
@@ -425,11 +426,11 @@ from tests.knowledge.test_ingest import Folder
 
 root = Path(sys.argv[1])
 encoder = load_encoder(EncoderConfig(backend="openvino", batch_size=8))
-index = IndexWriter(root / "vectors", encoder.dimensions)
+index = IndexWriter(root / "vectors")
 config = IngestionConfig(lease_s=1000, poll_interval_s=1, max_attempts=9, max_file_characters=10**6)
 database = open_database(f"sqlite:///{root / 'rayconteur.db'}")
 versions = Versions(database, index, RetentionConfig())
-ingestor = Ingestor(database, Folder(root / "files"), encoder, index, versions, config)
+ingestor = Ingestor(database, Folder(root / "files"), {encoder.model_id: encoder}, index, versions, config)
 
 def halt(*_):
     print("here", flush=True)

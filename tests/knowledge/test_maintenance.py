@@ -39,7 +39,7 @@ KEPT_S = KEEP_VERSIONS_FOR.total_seconds()
 @pytest.fixture
 def writer(tmp_path: Path) -> IndexWriter:
     """A store of thirty small commits."""
-    writer = IndexWriter(tmp_path, 4)
+    writer = IndexWriter(tmp_path)
     for number in range(ROUNDS):
         add(writer, f"file-{number}")
     return writer
@@ -121,7 +121,7 @@ async def test_deletions_and_maintenance_go_on_meanwhile(writer: IndexWriter, tm
 
 
 def test_a_store_without_passages_or_one_that_is_gone_has_nothing_to_do(tmp_path: Path) -> None:
-    writer = IndexWriter(tmp_path, 4)
+    writer = IndexWriter(tmp_path)
     assert writer.optimize(STORE) == Optimization()
     add(writer, "file-1")
     writer.remove_file(STORE, "file-1")
@@ -166,7 +166,7 @@ def test_a_store_is_described_as_it_is_before_and_after(writer: IndexWriter) -> 
 
 def test_each_round_is_a_metric(tmp_path: Path) -> None:
     metrics = RecordedMetrics()
-    writer = IndexWriter(tmp_path, 4, metrics)
+    writer = IndexWriter(tmp_path, metrics)
     for number in range(3):
         add(writer, f"file-{number}")
 
@@ -185,7 +185,7 @@ def test_each_round_is_a_metric(tmp_path: Path) -> None:
 
 
 async def test_fragments_and_segments_stay_few_however_many_commits_there_are(tmp_path: Path) -> None:
-    writer = IndexWriter(tmp_path, 4)
+    writer = IndexWriter(tmp_path)
     most = 0
     for number in range(50):
         add(writer, f"file-{number}")
@@ -198,7 +198,7 @@ async def test_fragments_and_segments_stay_few_however_many_commits_there_are(tm
 
 def test_no_more_than_a_quarter_of_a_store_is_moved_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_MIN_MERGED_ROWS", 0)
-    writer = IndexWriter(tmp_path, DIMENSIONS)
+    writer = IndexWriter(tmp_path)
     moved = []
     for number in range(60):
         add_many(writer, f"file-{number}", unit_vectors(number, 10), {})
@@ -261,7 +261,7 @@ async def test_old_versions_go_but_those_that_are_tagged(
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IndexWriter:
     """A store of 2,000 passages, which counts as large here."""
     monkeypatch.setattr(index, "_MIN_INDEXED_ROWS", 1000)
-    writer = IndexWriter(tmp_path, DIMENSIONS)
+    writer = IndexWriter(tmp_path)
     add_many(writer, "file-1", unit_vectors(1, 1900), {"tag": "common"})
     add_many(writer, "file-2", unit_vectors(2, 100), {"tag": "rare"})
     return writer
@@ -388,14 +388,14 @@ def test_the_store_with_most_changes_is_first() -> None:
 
 
 def test_an_indexer_looks_after_what_it_finds_and_what_it_changes(writer: IndexWriter, tmp_path: Path) -> None:
-    restarted = IndexWriter(tmp_path, 4)
+    restarted = IndexWriter(tmp_path)
     assert restarted.maintain_next()
     assert not restarted.maintain_next()
     assert lengths(tmp_path) == (1, 1)
 
 
 def test_a_damaged_table_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    writer = IndexWriter(tmp_path, 4)
+    writer = IndexWriter(tmp_path)
     add(writer, "file-1")
     for manifest in (tmp_path / f"{STORE}.lance" / "_versions").iterdir():
         manifest.write_bytes(b"damaged")

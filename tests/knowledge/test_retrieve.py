@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve_app.errors import Unavailable
+from serve_app.errors import InvalidRequest, Unavailable
 from serve_app.knowledge.retrieve import retrieve
 from serve_app.parts import Parts
-from serve_app.types import Passage, Ranking, RerankRequest, Scores
+from serve_app.types import Passage, Ranking, RerankRequest, Scores, StoreTable
 from tests.api.parts import HashEmbedder, RecordingIndexer, ScriptedRetriever, knowledge_parts
 
 VECTORS = Ranking(text_weight=0)
+TABLE = StoreTable("all-minilm-l6-v2")
 
 
 class WordReranker:
@@ -44,7 +45,7 @@ async def test_every_store_is_asked_every_question_and_each_passage_comes_once()
     parts = knowledge_parts(embedder, retriever, RecordingIndexer())
 
     found = await retrieve(
-        parts, tables={"vs_1": None, "vs_2": None}, queries=["one", "two"], max_results=3, ranking=VECTORS
+        parts, tables={"vs_1": TABLE, "vs_2": TABLE}, queries=["one", "two"], max_results=3, ranking=VECTORS
     )
 
     assert [(each.store_id, each.text, each.score) for each in found] == [
@@ -61,7 +62,11 @@ async def test_scores_of_one_store_are_the_retrievers() -> None:
     retriever.answers["one"] = [passage("vs_1", "p", 0.3)]
 
     (found,) = await retrieve(
-        parts_of(retriever), tables={"vs_1": None}, queries=["one"], max_results=3, ranking=Ranking(score_threshold=0.2)
+        parts_of(retriever),
+        tables={"vs_1": TABLE},
+        queries=["one"],
+        max_results=3,
+        ranking=Ranking(score_threshold=0.2),
     )
 
     assert found.score == 0.3
@@ -76,7 +81,7 @@ async def test_hybrid_ranks_are_taken_anew_over_several_stores() -> None:
 
     async def search(score_threshold: float) -> list[tuple[str, float]]:
         ranking = Ranking(score_threshold=score_threshold)
-        tables = {"vs_1": None, "vs_2": None}
+        tables = {"vs_1": TABLE, "vs_2": TABLE}
         found = await retrieve(parts_of(retriever), tables=tables, queries=["one"], max_results=15, ranking=ranking)
         return [(each.text, each.score) for each in found]
 
@@ -91,7 +96,7 @@ async def test_what_is_near_identical_in_two_stores_comes_once() -> None:
     retriever.answers["one"] = [passage("vs_1", "a copy", 0.3), passage("vs_2", "A  Copy", 0.4)]
 
     found = await retrieve(
-        parts_of(retriever), tables={"vs_1": None, "vs_2": None}, queries=["one"], max_results=3, ranking=VECTORS
+        parts_of(retriever), tables={"vs_1": TABLE, "vs_2": TABLE}, queries=["one"], max_results=3, ranking=VECTORS
     )
 
     assert [each.store_id for each in found] == ["vs_2"]
@@ -103,7 +108,7 @@ async def test_reranker_reads_the_candidates_and_its_scores_count() -> None:
     ranking = Ranking(score_threshold=0.4, reranked=3)
 
     found = await retrieve(
-        parts_of(retriever, reranker), tables={"vs_1": None}, queries=["red fox"], max_results=2, ranking=ranking
+        parts_of(retriever, reranker), tables={"vs_1": TABLE}, queries=["red fox"], max_results=2, ranking=ranking
     )
 
     assert [(each.text, each.score) for each in found] == [("a red fox", 1.0), ("a fox", 0.5)]
@@ -118,7 +123,7 @@ async def test_passage_is_reranked_for_the_question_that_found_it_best() -> None
 
     found = await retrieve(
         parts_of(retriever, reranker),
-        tables={"vs_1": None},
+        tables={"vs_1": TABLE},
         queries=["fox", "crow"],
         max_results=5,
         ranking=Ranking(reranked=2),
@@ -134,7 +139,7 @@ async def test_no_candidates_are_no_work_for_the_reranker() -> None:
     assert (
         await retrieve(
             parts_of(ScriptedRetriever(), reranker),
-            tables={"vs_1": None},
+            tables={"vs_1": TABLE},
             queries=["a"],
             max_results=5,
             ranking=Ranking(reranked=2),
@@ -154,7 +159,7 @@ async def test_diversity_is_over_the_reranked_passages_of_all_stores() -> None:
 
     found = await retrieve(
         parts_of(retriever, WordReranker()),
-        tables={"vs_1": None, "vs_2": None},
+        tables={"vs_1": TABLE, "vs_2": TABLE},
         queries=["red fox"],
         max_results=2,
         ranking=Ranking(text_weight=0, reranked=3, mmr_lambda=0.5),
@@ -183,9 +188,64 @@ async def test_one_failure_ends_the_other_searches_and_is_raised_as_it_is() -> N
     with pytest.raises(Unavailable, match="no index"):
         await retrieve(
             parts_of(retriever),
-            tables={"vs_up": None, "vs_down": None},
+            tables={"vs_up": TABLE, "vs_down": TABLE},
             queries=["a"],
             max_results=3,
             ranking=Ranking(),
         )
     assert retriever.was_cancelled
+
+
+async def test_each_encoder_embeds_the_queries_once_for_the_stores_that_it_made() -> None:
+    embedder, retriever = HashEmbedder(), ScriptedRetriever()
+    parts = knowledge_parts(embedder, retriever, RecordingIndexer())
+    other = StoreTable("other", "_0a", 7)
+
+    await retrieve(
+        parts,
+        tables={"vs_1": TABLE, "vs_2": other, "vs_3": TABLE},
+        queries=["one", "two"],
+        max_results=3,
+        ranking=VECTORS,
+    )
+
+    assert embedder.calls == [["one", "two"], ["one", "two"]]
+    expected = {
+        "vs_1": await embedder.embed(["one", "two"], TABLE.encoder),
+        "vs_2": await embedder.embed(["one", "two"], "other"),
+    }
+    expected["vs_3"] = expected["vs_1"]
+    for store_id, vectors in expected.items():
+        asked = [query for query in retriever.queries if query.store_id == store_id]
+        assert [query.text for query in asked] == ["one", "two"]
+        for query, vector in zip(asked, vectors, strict=True):
+            assert query.vector is not None
+            assert np.array_equal(query.vector, vector)
+            assert (query.table_suffix, query.table_version) == (("_0a", 7) if store_id == "vs_2" else ("", None))
+
+
+async def test_hybrid_ranks_are_taken_among_the_stores_of_one_encoder() -> None:
+    retriever = ScriptedRetriever()
+    # The other encoder's cosines are all higher, which says nothing.
+    low = [replace(passage("vs_1", f"low {number}", 0.3), cosine=0.3 - number / 10) for number in range(2)]
+    high = [replace(passage("vs_2", f"high {number}", 0.9), cosine=0.9 - number / 10) for number in range(2)]
+    retriever.answers["one"] = [*low, *high]
+    tables = {"vs_1": TABLE, "vs_2": StoreTable("other")}
+
+    found = await retrieve(parts_of(retriever), tables=tables, queries=["one"], max_results=4, ranking=Ranking())
+
+    assert {each.text for each in found[:2]} == {"low 0", "high 0"}
+    assert {each.text for each in found[2:]} == {"low 1", "high 1"}
+
+
+async def test_diversity_over_several_encoders_is_refused() -> None:
+    tables = {"vs_1": TABLE, "vs_2": StoreTable("other")}
+    with pytest.raises(InvalidRequest, match="all-minilm-l6-v2, other") as refused:
+        await retrieve(
+            parts_of(ScriptedRetriever()),
+            tables=tables,
+            queries=["one"],
+            max_results=3,
+            ranking=replace(VECTORS, mmr_lambda=0.5),
+        )
+    assert refused.value.param == "ranking_options.mmr"

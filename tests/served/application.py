@@ -65,9 +65,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Application]:
-    """`rayconteur serve` with the YAML that we ship, but for its folder and its ports."""
+def serving(folder: Path, **args: object) -> Iterator[Application]:
+    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these `args:`."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["applications"][0]["args"] |= args
     config["applications"][0]["args"]["storage"]["folder"] = str(folder / "data")
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))

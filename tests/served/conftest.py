@@ -3,9 +3,11 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from tests.encoder import write_encoder
 from tests.served.application import Application, serving
 
 MODEL = "smollm2-135m-instruct"
+ENCODER, OTHER_ENCODER = "all-minilm-l6-v2", "two-layers"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,7 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    with serving(tmp_path_factory.mktemp("served")) as application:
+    folder = tmp_path_factory.mktemp("served")
+    other = {"model_id": OTHER_ENCODER, "model_source": write_encoder(folder / "encoder")}
+    with serving(folder, further_encoders=[other]) as application:
         yield application
 
 

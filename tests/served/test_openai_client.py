@@ -18,7 +18,7 @@ from openai.types.responses import (
 )
 from openai.types.responses.response_output_text import AnnotationFileCitation
 
-from tests.served.conftest import MODEL
+from tests.served.conftest import ENCODER, MODEL, OTHER_ENCODER
 
 HANDBOOK = {
     "lighthouse.md": "# The lighthouse of Kermorvan\n\nThe lighthouse keeper of Kermorvan is called Yann Le Gall. "
@@ -49,7 +49,7 @@ def store_id(client: openai.OpenAI, handbook: Path) -> str:
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert {model.id for model in client.models.list()} == {MODEL, "all-minilm-l6-v2"}
+    assert {model.id for model in client.models.list()} == {MODEL, ENCODER, OTHER_ENCODER}
 
 
 def test_embeddings_of_like_texts_are_close(client: openai.OpenAI) -> None:

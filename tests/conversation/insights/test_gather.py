@@ -16,7 +16,7 @@ from tests.fakes import FakeEmbedder, LocalSessions
 class FailingEmbedder(FakeEmbedder):
     """Fails from its second call on."""
 
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         if self.texts:
             raise Unavailable("the embedder is gone", retry_after_s=1)
         return await super().embed(texts)
