@@ -18,9 +18,18 @@ import anyio
 from serve_app.config import AppConfig
 from serve_app.errors import InternalError, RayconteurError, Timeout
 from serve_app.generation.answer import Answer
-from serve_app.generation.prompt import add_sources, build_messages, fit_passages, newest_user_text
+from serve_app.generation.prompt import (
+    add_sources,
+    build_messages,
+    fit_passages,
+    newest_user_text,
+    prefix_key,
+    question_texts,
+    text_of,
+)
 from serve_app.generation.stream import before, parse_chunks, stream_before
 from serve_app.knowledge.retrieve import retrieve
+from serve_app.memory import Session, fit, fold, grown, is_full, kept_summary, token_limit
 from serve_app.parts import Parts, Sessions
 from serve_app.types import (
     CloseTurn,
@@ -31,6 +40,7 @@ from serve_app.types import (
     OpenTurn,
     Passage,
     Ranking,
+    Window,
     WithdrawTurn,
 )
 
@@ -135,13 +145,8 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
     try:
         yield Opened(turn.opening.response)
 
-        messages = build_messages(
-            turn.opening.response["instructions"],
-            opened.history,
-            question,
-            max_history_tokens=config.sessions.max_history_tokens,
-            count_tokens=parts.count_tokens,
-        )
+        window = _recall(opened, turn, parts, config)
+        messages = build_messages(turn.opening.response["instructions"], window, question)
         if turn.search:
             query = newest_user_text(question)
             yield SearchStarted(answer.start_search(query))
@@ -151,9 +156,13 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
             messages = add_sources(messages, shown)
             if "response_format" not in turn.sampling:  # brackets in JSON are no citations
                 answer.cite(shown)
+            answer.question_texts = question_texts(messages, question)
 
+        session = _session(opened, turn, messages)
         payload = {**turn.sampling, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-        generated = parts.generator.stream(GenerationRequest(payload, turn.request_id, turn.priority))
+        generated = parts.generator.stream(
+            GenerationRequest(payload, turn.request_id, turn.priority, session.session_id)
+        )
         async with aclosing(stream_before(deadline, generated)) as stream:
             async for events in stream:
                 for chunk in parse_chunks(events):
@@ -186,11 +195,13 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
     elif error:
         response = answer.failed(error)
     try:
-        await _close(opened, response, turn, parts.sessions, call_timeout_s)
+        await _close(opened, response, turn, parts.sessions, call_timeout_s, answer.prompt_texts)
     except RayconteurError as failure:
         # An answer that is not durable is not shown as one that is.
         error = error or failure
         response = answer.failed(error)
+    if opened.log_id and is_full(grown(window, [*question, *response["output"]], answer.prompt_texts), config, parts):
+        _keep(fold(session, parts, config), config.api.request_timeout_s)
     seconds = asyncio.get_running_loop().time() - began
     logger.info("request %s: %s is %s after %.3f s", turn.request_id, response["id"], response["status"], seconds)
     yield Finished(response, error)
@@ -204,6 +215,27 @@ async def find_passages(search: Search, query: str, parts: Parts) -> tuple[Passa
         max_results=search.max_passages,
         filter=search.filter,
         ranking=search.ranking,
+    )
+
+
+def _recall(opened: OpenedTurn, turn: Turn, parts: Parts, config: AppConfig) -> Window:
+    """What the model is shown of the past. If that had to be folded at once, the summary is stored behind."""
+    texts = [
+        turn.opening.response["instructions"] or "",
+        *(text_of(item.get("content")) for item in turn.opening.input_items),
+    ]
+    output_tokens = turn.sampling.get("max_completion_tokens", config.api.default_max_output_tokens)
+    window = fit(opened.window, token_limit(config, texts, output_tokens, parts), config, parts)
+    if opened.log_id and window is not opened.window:
+        _keep(parts.sessions.keep_summary(kept_summary(opened.window, window)), config.api.call_timeout_s)
+    return window
+
+
+def _session(opened: OpenedTurn, turn: Turn, messages: list[Json]) -> Session:
+    response = turn.opening.response
+    key = response.get("prompt_cache_key") or turn.opening.conversation_id or prefix_key(messages)
+    return Session(
+        opened.log_id or "", key, turn.sampling.get("model", ""), response["instructions"], turn.search is not None
     )
 
 
@@ -238,10 +270,18 @@ async def _withdraw(opened: OpenedTurn, turn: Turn, sessions: Sessions, timeout_
         await asyncio.shield(_keep(withdrawal, timeout_s))
 
 
-async def _close(opened: OpenedTurn, response: Json, turn: Turn, sessions: Sessions, timeout_s: float) -> None:
+async def _close(
+    opened: OpenedTurn,
+    response: Json,
+    turn: Turn,
+    sessions: Sessions,
+    timeout_s: float,
+    prompt_texts: dict[str, str] | None = None,
+) -> None:
     if opened.log_id is None:
         return
-    closing = _keep(sessions.close_turn(CloseTurn(opened.log_id, response, turn.opening.store)), timeout_s)
+    closed = CloseTurn(opened.log_id, response, turn.opening.store, prompt_texts or {})
+    closing = _keep(sessions.close_turn(closed), timeout_s)
     try:
         with anyio.CancelScope(shield=True):
             await asyncio.shield(closing)

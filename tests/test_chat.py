@@ -24,7 +24,7 @@ from serve_app.chat import (
     Turn,
     reply,
 )
-from serve_app.config import ApiConfig, AppConfig, SessionsConfig, StorageConfig
+from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded, Timeout, Unavailable
 from serve_app.generation.citations import build_citation
@@ -44,12 +44,8 @@ def fakes(tmp_path: Path) -> Iterator[FakeParts]:
         yield FakeParts(ConversationLog(database, max_cached=10), [RHINE])
 
 
-def config(request_timeout_s: float = 60, max_history_tokens: int = 2048) -> AppConfig:
-    return AppConfig(
-        storage=StorageConfig(folder=Path("unused")),
-        api=ApiConfig(request_timeout_s=request_timeout_s),
-        sessions=SessionsConfig(max_history_tokens=max_history_tokens),
-    )
+def config(request_timeout_s: float = 60) -> AppConfig:
+    return AppConfig(storage=StorageConfig(folder=Path("unused")), api=ApiConfig(request_timeout_s=request_timeout_s))
 
 
 def ask(
@@ -249,14 +245,6 @@ async def test_branch_from_an_older_response_does_not_see_the_newer(fakes: FakeP
     await run(ask("Right?", previous=first["id"]), fakes)
 
     assert [content for _, content in prompt(fakes)] == ["Be brief.", "Hi", "Hello there.", "Right?"]
-
-
-async def test_history_has_a_limit_of_tokens(fakes: FakeParts) -> None:
-    first = (await finish(ask("Hi"), fakes)).response
-
-    await run(ask("And?", previous=first["id"]), fakes, config(max_history_tokens=2))
-
-    assert [content for _, content in prompt(fakes)] == ["Be brief.", "And?"]
 
 
 async def test_nothing_is_kept_without_store(fakes: FakeParts) -> None:

@@ -13,12 +13,13 @@ from serve_app.conversation.items import (
     Point,
     erase_item,
     find_appended,
+    find_head,
     find_item,
     read_appended,
-    read_history,
     read_page,
     withdraw_items,
 )
+from serve_app.conversation.memory import add_prompt_texts, add_summary, forget, read_window
 from serve_app.conversation.responses import (
     IN_PROGRESS,
     INTERRUPTED,
@@ -40,10 +41,12 @@ from serve_app.types import (
     CloseTurn,
     Conversation,
     Json,
+    KeepSummary,
     OpenedTurn,
     OpenTurn,
     Page,
     PageQuery,
+    Window,
     WithdrawTurn,
     now_s,
 )
@@ -116,6 +119,7 @@ class ConversationLog:
         """Delete it with its items and its responses. Responses that branched off it keep only what they added."""
         with self._database.write() as connection:
             _require_conversation(connection, conversation_id)
+            forget(connection, conversation_id)
             # Responses before their log, in the order in which `close_turn` locks them.
             connection.execute(delete(responses).where(responses.c.log_id == conversation_id))
             connection.execute(delete(logs).where(logs.c.id == conversation_id))
@@ -154,6 +158,7 @@ class ConversationLog:
             conversation = _require_conversation(connection, conversation_id)
             if not erase_item(connection, conversation_id, item_id):
                 raise _not_found("Item", item_id)
+            forget(connection, conversation_id, item_id)
         return conversation
 
     # --- turns ----------------------------------------------------------------------------------
@@ -176,10 +181,27 @@ class ConversationLog:
             # Another process has just inserted the same response or key. It has committed, so now we find it.
             asked = self._ask(turn)
         if asked.finished is not None:
-            return OpenedTurn((), asked.log_id, asked.finished)
+            return OpenedTurn(Window(), asked.log_id, asked.finished)
         with self._database.read() as connection:
-            history = read_history(connection, Point(asked.log_id, asked.first_seq - 1), turn.max_history_items)
-        return OpenedTurn(history, asked.log_id)
+            window = read_window(connection, Point(asked.log_id, asked.first_seq - 1), turn.max_history_items)
+        return OpenedTurn(window, asked.log_id)
+
+    def read_window(self, log_id: str, max_items: int) -> Window:
+        """What the next turn would be shown of a conversation, or after a response in a log of its own."""
+        with self._database.read() as connection:
+            head = find_head(connection, log_id)
+            if head is None:
+                raise _not_found("Conversation", log_id)
+            return read_window(connection, head, max_items)
+
+    def keep_summary(self, kept: KeepSummary) -> bool:
+        """Store a summary. False if what it was made of is no longer so, or another reaches as far: it is of no use."""
+        try:
+            with self._database.write() as connection:
+                return add_summary(connection, kept)
+        except IntegrityError:
+            # Another process has just stored one that ends there, or the log has been deleted.
+            return False
 
     def close_turn(self, turn: CloseTurn) -> None:
         """Commit the answer. Raises `NotFound` if the response, or its conversation, has been deleted meanwhile.
@@ -199,6 +221,7 @@ class ConversationLog:
             elif find_appended(log.connection, log.id, key) is not None:
                 return True
             log.append(key, output)
+            add_prompt_texts(log.connection, log.id, turn.prompt_texts)
             return True
 
         if not self._in_log(turn.log_id, write, _not_found("Response", response_id)):
@@ -214,7 +237,7 @@ class ConversationLog:
     def _open_unstored(self, turn: OpenTurn) -> OpenedTurn:
         with self._database.read() as connection:
             past = self._find_past(connection, turn.previous_response_id)
-            return OpenedTurn(read_history(connection, past, turn.max_history_items), None)
+            return OpenedTurn(read_window(connection, past, turn.max_history_items), None)
 
     def _ask(self, turn: OpenTurn) -> _Asked:
         """Write the question, once. `IntegrityError` if another process does the same at the same moment."""

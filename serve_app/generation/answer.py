@@ -16,6 +16,10 @@ class Answer:
         self.message_id = new_id("msg")
         self.has_started = False
         """The model has begun to answer."""
+        self.written = ""
+        """The text as the model wrote it, with the numbers of its sources."""
+        self.question_texts: dict[str, str] = {}
+        """What the model read in place of the question, by its item's id."""
         self._response = response
         self._call: Json | None = None
         self._cited: CitedText | None = None
@@ -25,6 +29,12 @@ class Answer:
     @property
     def annotations(self) -> list[Json]:
         return self._cited.annotations if self._cited else []
+
+    @property
+    def prompt_texts(self) -> dict[str, str]:
+        """What later prompts hold in place of the question and of the answer, by item id: see `types.PastItem`."""
+        own = {self.message_id: self.written} if self.written != self.text else {}
+        return {**self.question_texts, **own}
 
     def start_search(self, query: str) -> Json:
         self._call = {
@@ -65,6 +75,7 @@ class Answer:
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
             # A model may write NUL, which PostgreSQL cannot store.
             if delta := (choice["delta"].get("content") or "").replace("\x00", ""):
+                self.written += delta
                 return self._append(self._cited.feed(delta) if self._cited else delta)
         return ""
 

@@ -15,7 +15,7 @@ from tests.conversation.messages import all_items, ask, count_items, message, qu
 
 def test_the_log_has_the_methods_of_the_sessions_part() -> None:
     methods = {name: method for name, method in vars(Sessions).items() if inspect.iscoroutinefunction(method)}
-    assert len(methods) == 14
+    assert len(methods) == 16
     for name, method in methods.items():
         assert inspect.signature(getattr(ConversationLog, name)) == inspect.signature(method)
 
