@@ -315,7 +315,12 @@ def test_a_fold_leaves_whole_turns(roles: str, max_messages: int, max_tokens: in
 
 def test_a_huge_message_is_not_tokenised(log: ConversationLog) -> None:
     counted: list[str] = []
-    parts = replace(FakeParts(log).parts, count_tokens=lambda text: counted.append(text) or len(text.split()))
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return len(text.split())
+
+    parts = replace(FakeParts(log).parts, count_tokens=count)
     huge = PastItem("conv_1", 1, {"type": "message", "id": "msg_1", "role": "user", "content": "x" * 1_000_000})
 
     assert is_full(Window((huge,)), config(), parts)
