@@ -8,7 +8,7 @@ was refused before the model had begun, it is taken back.
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,37 +28,21 @@ from serve_app.generation.prompt import (
     text_of,
 )
 from serve_app.generation.stream import before, parse_chunks, stream_before
-from serve_app.knowledge.retrieve import retrieve
 from serve_app.memory import Session, fit, fold, grown, is_full, kept_summary, token_limit
 from serve_app.parts import Parts, Sessions
+from serve_app.search import Search, build_queries, find_passages
 from serve_app.types import (
     CloseTurn,
-    Filter,
     GenerationRequest,
     Json,
     OpenedTurn,
     OpenTurn,
-    Passage,
-    Ranking,
     Window,
     WithdrawTurn,
 )
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What to look up before answering."""
-
-    tables: Mapping[str, int | None]
-    """The stores, each with the version of its table: None for the newest."""
-    max_passages: int
-    filter: Filter | None
-    ranking: Ranking
-    with_results: bool = False
-    """The response lists what was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +132,11 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
         window = _recall(opened, turn, parts, config)
         messages = build_messages(turn.opening.response["instructions"], window, question)
         if turn.search:
-            query = newest_user_text(question)
-            yield SearchStarted(answer.start_search(query))
-            found = await before(deadline, find_passages(turn.search, query, parts))
+            asked, past = newest_user_text(question), [item.body for item in window.items]
+            building = build_queries(turn.search, asked, past, turn.sampling["model"], turn.priority, parts)
+            queries = await before(deadline, building)
+            yield SearchStarted(answer.start_search(queries))
+            found = await before(deadline, find_passages(turn.search, queries, parts))
             yield SearchCompleted(answer.complete_search(found, with_results=turn.search.with_results))
             shown = fit_passages(found, config.retrieval.max_passage_tokens, parts.count_tokens)
             messages = add_sources(messages, shown)
@@ -205,17 +191,6 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
     seconds = asyncio.get_running_loop().time() - began
     logger.info("request %s: %s is %s after %.3f s", turn.request_id, response["id"], response["status"], seconds)
     yield Finished(response, error)
-
-
-async def find_passages(search: Search, query: str, parts: Parts) -> tuple[Passage, ...]:
-    return await retrieve(
-        parts,
-        tables=search.tables,
-        queries=[query],
-        max_results=search.max_passages,
-        filter=search.filter,
-        ranking=search.ranking,
-    )
 
 
 def _recall(opened: OpenedTurn, turn: Turn, parts: Parts, config: AppConfig) -> Window:

@@ -17,7 +17,6 @@ from serve_app.chat import (
     Event,
     Finished,
     Opened,
-    Search,
     SearchCompleted,
     SearchStarted,
     TextDelta,
@@ -28,6 +27,7 @@ from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound, Overloaded, Timeout, Unavailable
 from serve_app.generation.citations import build_citation
+from serve_app.search import Search
 from serve_app.storage.database import open_database
 from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, new_id
 from tests.fakes import FakeParts, LocalSessions, build_passage

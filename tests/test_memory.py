@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from serve_app.chat import Search, Turn, reply
+from serve_app.chat import Turn, reply
 from serve_app.config import AppConfig, GeneratorConfig, SessionsConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, RayconteurError, Unavailable
 from serve_app.generation.prompt import GUIDANCE, SUMMARY
 from serve_app.generation.summary import INSTRUCTIONS
 from serve_app.memory import EXTRACT, PRIORITY, choose_cut, fit, is_full, max_read_items, shown_text, token_limit
+from serve_app.search import Search
 from serve_app.storage.database import open_database
 from serve_app.types import Json, KeepSummary, OpenTurn, PastItem, Ranking, Summary, Window, new_id
 from tests.fakes import FakeGenerator, FakeParts, RecordedMetrics, build_passage

@@ -18,6 +18,7 @@ from serve_app.chat import AnswerStarted, Event, Finished, Turn, reply
 from serve_app.config import GeneratorConfig
 from serve_app.errors import InvalidRequest
 from serve_app.generation.prompt import newest_user_text
+from serve_app.memory import max_read_items
 from serve_app.types import Json, OpenTurn, new_id, now_s
 
 router = APIRouter(tags=["responses"])
@@ -151,7 +152,7 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
             previous_response_id=body.previous_response_id,
             store=body.store is not False,
             idempotency_key=idempotency_key,
-            max_history_items=context.config.sessions.max_history_items,
+            max_history_items=max_read_items(context.config),
         ),
         sampling=_build_sampling(body, model, context.config.api.default_max_output_tokens),
         request_id=request_id,

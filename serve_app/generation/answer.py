@@ -36,12 +36,12 @@ class Answer:
         own = {self.message_id: self.written} if self.written != self.text else {}
         return {**self.question_texts, **own}
 
-    def start_search(self, query: str) -> Json:
+    def start_search(self, queries: Sequence[str]) -> Json:
         self._call = {
             "type": "file_search_call",
             "id": new_id("fs"),
             "status": "in_progress",
-            "queries": [query],
+            "queries": list(queries),
             "results": None,
         }
         return self._call

@@ -79,7 +79,7 @@ def refusal(summary: str, before: str, source: str, max_tokens: int, count_token
         return "repetitive"
     if before and " ".join(words) == " ".join(units(before)):
         return "unchanged"
-    if _is_copy(words, units(source)) or REQUEST in summary:
+    if is_copy(words, units(source)) or REQUEST in summary:
         return "copy"
     if len(set(words) & known) < MIN_KNOWN_WORDS * len(set(words)):
         return "unrelated"
@@ -128,12 +128,15 @@ def repetition(words: Sequence[str], length: int) -> float:
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
 
 
-def _is_copy(words: Sequence[str], source: Sequence[str]) -> bool:
+def is_copy(
+    words: Sequence[str], source: Sequence[str], *, least_share: float = COPY_LENGTH, copied: float = MAX_COPIED
+) -> bool:
+    """Whether more than `copied` of it stands in the source, and it is at least `least_share` as long."""
     sequences = list(_sequences(words, 6))
-    if not sequences or len(words) < COPY_LENGTH * len(source):
+    if not sequences or len(words) < least_share * len(source):
         return False
     there = Counter(_sequences(source, 6))
-    return sum(each in there for each in sequences) > MAX_COPIED * len(sequences)
+    return sum(each in there for each in sequences) > copied * len(sequences)
 
 
 def _sequences(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
