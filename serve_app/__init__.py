@@ -12,7 +12,9 @@ storage/        the SQL database and the uploaded files
 knowledge/      parse → split → encode → index → search, and the jobs of the indexer
 conversation/   the fenced, append-only log: what is acknowledged is never lost or doubled
 backup/         snapshots of all of the above while it goes on, and back
-generation/     the prompt, the answer as it grows, its citations
+generation/     the prompt, the answer as it grows, its citations, the summary
+memory.py       what of a conversation the model sees, and how the rest is folded
+search.py       from a question in its conversation to passages
 chat.py         one question and its answer: read `reply` first if you read only one thing
 api/            OpenAI's wire format over all of it; `create_app` gives an app that tests run without Ray
 cli/            `rayconteur`, a client of that API; `serve` starts Ray as a command

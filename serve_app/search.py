@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain
 
 from serve_app.errors import RayconteurError
 from serve_app.generation.question import MAX_RESTATED_TOKENS, build_restatement_request, take_restatement, widen
@@ -49,14 +49,13 @@ async def find_passages(search: Search, queries: Sequence[str], parts: Parts) ->
     """Best first, at most `search.max_passages`, for one query or for the two of `build_queries`.
 
     A question that stands for itself is nearest to its passage as it is, one that leaves something out once that is put
-    in: if the second query gets no nearer to any passage than the first, its passages are left out. Else both take
-    turns.
+    in: if the second query gets no nearer to any passage than the first, its passages are left out.
     """
     found = await asyncio.gather(*(_retrieve(search, query, parts) for query in queries))
-    if len(found) == 2 and _is_nearer(found[0], found[1]):
+    if len(found) == 1 or _is_nearer(found[0], found[1]):
         return found[0]
-    taking_turns = (passage for passage in chain(*zip_longest(*found)) if passage)
-    return tuple(first_of_each(taking_turns, lambda passage: passage.text)[: search.max_passages])
+    by_score = sorted(chain(*found), key=lambda passage: passage.score, reverse=True)
+    return tuple(first_of_each(by_score, lambda passage: passage.text)[: search.max_passages])
 
 
 async def _retrieve(search: Search, query: str, parts: Parts) -> tuple[Passage, ...]:

@@ -36,6 +36,7 @@ class Shelves:
 
 
 def passages(name: str, *cosines: float | None) -> list[Passage]:
+    """Scores fall with the rank, the same for each name."""
     return [replace(build_passage(n, f"{name}{n}"), cosine=cosine) for n, cosine in enumerate(cosines, 1)]
 
 
@@ -76,13 +77,13 @@ async def test_a_question_that_stands_for_itself_is_searched_for_alone(fakes: Fa
     assert await find(fakes, q=passages("a", 0.7, 0.6), widened=passages("b", 0.6, 0.5)) == ["a1", "a2"]
 
 
-async def test_a_question_that_leaves_something_out_takes_turns_with_the_other(fakes: FakeParts) -> None:
+async def test_a_question_that_leaves_something_out_is_answered_by_both(fakes: FakeParts) -> None:
     found = await find(fakes, q=passages("a", 0.3, 0.2, 0.1), widened=passages("b", 0.6, None, 0.4))
 
     assert found == ["a1", "b1", "a2", "b2"]
 
 
-async def test_without_vectors_both_take_turns(fakes: FakeParts) -> None:
+async def test_without_vectors_both_answer(fakes: FakeParts) -> None:
     assert await find(fakes, q=passages("a", None), widened=passages("b", None, None)) == ["a1", "b1", "b2"]
 
 
