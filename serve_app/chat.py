@@ -8,7 +8,7 @@ was refused before the model had begun, it is taken back.
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from serve_app.generation.prompt import (
     text_of,
 )
 from serve_app.generation.stream import before, parse_chunks, stream_before
-from serve_app.memory import Session, fit, fold, grown, is_full, kept_summary, token_limit
+from serve_app.memory import Session, fit, fit_input, fold, grown, is_full, kept_summary, token_limit
 from serve_app.parts import Parts, Sessions
 from serve_app.search import Search, build_queries, find_passages
 from serve_app.types import (
@@ -129,8 +129,8 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
     try:
         yield Opened(turn.opening.response)
 
-        window = _recall(opened, turn, parts, config)
-        messages = build_messages(turn.opening.response["instructions"], window, question)
+        window, shown_input = _recall(opened, turn, parts, config)
+        messages = build_messages(turn.opening.response["instructions"], window, shown_input)
         if turn.search:
             asked, past = newest_user_text(question), [item.body for item in window.items]
             building = build_queries(turn.search, asked, past, turn.sampling["model"], turn.priority, parts)
@@ -193,17 +193,21 @@ async def reply(turn: Turn, parts: Parts, config: AppConfig) -> AsyncGenerator[E
     yield Finished(response, error)
 
 
-def _recall(opened: OpenedTurn, turn: Turn, parts: Parts, config: AppConfig) -> Window:
-    """What the model is shown of the past. If that had to be folded at once, the summary is stored behind."""
-    texts = [
-        turn.opening.response["instructions"] or "",
-        *(text_of(item.get("content")) for item in turn.opening.input_items),
-    ]
+def _recall(opened: OpenedTurn, turn: Turn, parts: Parts, config: AppConfig) -> tuple[Window, Sequence[Json]]:
+    """What the model is shown of the past, and of the input.
+
+    If the past has to be folded at once, its summary is stored behind.
+    """
+    asked, instructions = turn.opening.input_items, turn.opening.response["instructions"] or ""
     output_tokens = turn.sampling.get("max_completion_tokens", config.api.default_max_output_tokens)
+    shown: Sequence[Json] = asked
+    if turn.opening.response.get("truncation") == "auto":
+        shown = fit_input(asked, instructions, output_tokens, config, parts)
+    texts = [instructions, *(text_of(item.get("content")) for item in shown)]
     window = fit(opened.window, token_limit(config, texts, output_tokens, parts), config, parts)
     if opened.log_id and window is not opened.window:
         _keep(parts.sessions.keep_summary(kept_summary(opened.window, window)), config.api.call_timeout_s)
-    return window
+    return window, shown
 
 
 def _session(opened: OpenedTurn, turn: Turn, messages: list[Json]) -> Session:

@@ -55,13 +55,27 @@ class Session:
 
 def token_limit(config: AppConfig, texts: Sequence[str], output_tokens: int, parts: Parts) -> int:
     """Tokens that a window may have beside a prompt's other `texts`, its passages and the answer."""
-    sessions = config.sessions
-    limit = MAX_BEHIND * sessions.max_history_tokens
-    context = config.generator.engine.get("max_model_len")
-    if isinstance(context, int):
-        others = sum(_count(text, context, parts.count_tokens) for text in texts) + sessions.max_summary_tokens
-        limit = min(limit, context - others - config.retrieval.max_passage_tokens - output_tokens - _MARGIN_TOKENS)
-    return max(limit, 0)
+    limit = MAX_BEHIND * config.sessions.max_history_tokens
+    room = _room(config, texts, output_tokens, parts)
+    return limit if room is None else max(min(limit, room - config.sessions.max_summary_tokens), 0)
+
+
+def fit_input(
+    input_items: Sequence[Json], instructions: str, output_tokens: int, config: AppConfig, parts: Parts
+) -> Sequence[Json]:
+    """`truncation: auto`: the newest items that the model's context has room for, and in any case the last question."""
+    room = _room(config, [instructions], output_tokens, parts)
+    if room is None:
+        return input_items
+    questions = [index for index, item in enumerate(input_items) if item.get("role") == "user"]
+    last = questions[-1] if questions else len(input_items)
+    first = len(input_items)
+    while first > 0:
+        room -= _count(text_of(input_items[first - 1].get("content")), max(room, 0), parts.count_tokens)
+        if room < 0 and first <= last:
+            break
+        first -= 1
+    return input_items[first:]
 
 
 def fit(window: Window, limit: int, config: AppConfig, parts: Parts) -> Window:
@@ -206,6 +220,15 @@ def shown_text(item: PastItem) -> str:
 def max_read_items(config: AppConfig) -> int:
     """More items than a window has while folding keeps up: a turn with a search has three."""
     return 4 * config.sessions.max_history_items
+
+
+def _room(config: AppConfig, texts: Sequence[str], output_tokens: int, parts: Parts) -> int | None:
+    """Tokens of the model's context that are left; None if the configuration does not say how many it has."""
+    context = config.generator.engine.get("max_model_len")
+    if not isinstance(context, int):
+        return None
+    taken = sum(_count(text, context, parts.count_tokens) for text in texts)
+    return context - taken - config.retrieval.max_passage_tokens - output_tokens - _MARGIN_TOKENS
 
 
 def _budget(config: AppConfig) -> int:

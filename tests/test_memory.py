@@ -288,6 +288,28 @@ def test_the_limit_leaves_room_for_all_else_in_the_prompt(log: ConversationLog) 
     assert token_limit(config(context=2000), (), 512, parts) == 0
 
 
+async def test_with_truncation_the_oldest_of_the_input_is_left_out(talk: Talk) -> None:
+    # 16 are left of 2,640 beside the passages' 2,048, the answer's 512, 64 between messages: less 2 of the instructions
+    talk.config = config(context=2640)
+    message = {"type": "message", "role": "user"}
+    items = tuple(
+        {**message, "id": new_id("msg"), "content": [{"type": "input_text", "text": text}]}
+        for text in ("one two three four five six seven eight", "one two three four five six", "Why is it so?")
+    )
+    response = {"id": new_id("resp"), "instructions": "Be brief.", "status": "in_progress", "output": []}
+
+    async def shown(truncation: str, asked: tuple[Json, ...]) -> list[str]:
+        opening = OpenTurn({**response, "truncation": truncation}, asked, store=False)
+        async for _ in reply(Turn(opening, {"model": "m"}, "req_1"), talk.parts, talk.config):
+            pass
+        return contents(talk.model.requests[-1].payload["messages"])[1:]
+
+    assert await shown("disabled", items) == ["one two three four five six seven eight", *await shown("auto", items)]
+    assert await shown("auto", items) == ["one two three four five six", "Why is it so?"]
+    too_long = {**items[2], "content": [{"type": "input_text", "text": "Why? " * 100}]}
+    assert await shown("auto", (items[0], too_long)) == ["Why? " * 100]
+
+
 def past(*roles: str) -> tuple[PastItem, ...]:
     return tuple(
         PastItem("conv_1", seq, {"type": "message", "id": f"msg_{seq}", "role": role, "content": "one two"})
