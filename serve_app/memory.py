@@ -32,11 +32,11 @@ EXTRACT = "extract"
 PRIORITY = 20
 """vLLM's: after every request of a client, `flex` included."""
 
-TEMPERATURES = (0.0, 0.7)
+TEMPERATURES = (0.0, 0.4)
 """The most likely summary, and if that is refused one more."""
 
-REPETITION_PENALTY = 1.1
-"""A small model repeats itself without."""
+FREQUENCY_PENALTY = 0.3
+"""A small model repeats itself without. A repetition penalty would keep it from the words of the conversation, too."""
 
 _MARGIN_TOKENS = 64
 """For what the chat template puts between messages."""
@@ -175,7 +175,7 @@ async def _write_summary(
         "model": session.model,
         "messages": build_request(before, leaving, _max_input_tokens(config), parts.count_tokens),
         "max_completion_tokens": max_tokens,
-        "repetition_penalty": REPETITION_PENALTY,
+        "frequency_penalty": FREQUENCY_PENALTY,
     }
     for temperature in TEMPERATURES:
         request = GenerationRequest(

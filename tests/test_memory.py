@@ -151,7 +151,7 @@ async def test_a_summary_goes_on_from_the_one_before(talk: Talk) -> None:
             talk.model.summary = "Of the bridge and the river the user asked again."
 
     assert len(talk.model.folds) == 2
-    assert f"Minutes so far: {SUMMED_UP}\n\n" in talk.model.folds[1]["messages"][1]["content"]
+    assert f"Before: {SUMMED_UP}\n\n" in talk.model.folds[1]["messages"][1]["content"]
     assert QUESTION.format(3) not in talk.model.folds[1]["messages"][1]["content"]
     assert (await talk.summary()).text == "Of the bridge and the river the user asked again."
 
@@ -188,7 +188,7 @@ async def test_babble_is_refused_twice_and_then_done_without_the_model(talk: Tal
     for number in range(1, 7):
         await talk.ask(QUESTION.format(number))
 
-    assert [each["temperature"] for each in talk.model.folds] == [0.0, 0.7]
+    assert [each["temperature"] for each in talk.model.folds] == [0.0, 0.4]
     summary = await talk.summary()
     assert summary.model == EXTRACT
     assert summary.text.startswith("User: Question 1 asked")

@@ -8,7 +8,7 @@ whether what the model writes can be used.
 from collections.abc import Sequence
 
 from serve_app.generation.prompt import text_of
-from serve_app.generation.summary import CountTokens, is_copy, shorten, units
+from serve_app.generation.summary import CountTokens, is_copy, shorten, telling_words, units
 from serve_app.types import Json
 
 INSTRUCTIONS = (
@@ -63,7 +63,7 @@ def take_restatement(written: str, question: str, past: Sequence[Json]) -> str |
     words, asked = units(restated), units(question)
     if len(words) < 2 or words == asked or len(words) > len(asked) + MAX_WORDS_BEFORE:
         return None
-    telling = set(_content(asked))
+    telling = telling_words(asked)
     if telling and not telling & set(words):
         return None
     for message in past:
@@ -71,8 +71,3 @@ def take_restatement(written: str, question: str, past: Sequence[Json]) -> str |
         if words == said or (message.get("role") == "assistant" and is_copy(words, said, least_share=0.0, copied=0.5)):
             return None
     return restated
-
-
-def _content(words: Sequence[str]) -> list[str]:
-    """Those that carry something in any language: of four letters and more, and numbers."""
-    return [word for word in words if len(word) >= 4 or any(character.isdigit() for character in word)]

@@ -14,16 +14,17 @@ from typing import Literal
 from serve_app.generation.prompt import MAX_CHARACTERS_PER_TOKEN, text_of
 from serve_app.types import Json
 
-Refusal = Literal["empty", "too_long", "repetitive", "copy", "unchanged", "unrelated"]
+Refusal = Literal["empty", "too_long", "repetitive", "copy", "unchanged", "invented", "unrelated"]
 """Why a summary is not taken."""
 
 CountTokens = Callable[[str], int]
 
 INSTRUCTIONS = (
-    "You keep the minutes of a conversation. Write down in a few short sentences, in the language of the conversation,"
-    " what must be remembered: names, facts, numbers, wishes, what was asked and what was answered."
+    "Provide a concise, objective summary of the conversation in up to four sentences, in the language of the"
+    " conversation. Keep its names, facts, numbers and wishes. Add nothing."
 )
-REQUEST = "Write the minutes of all of the above, in a few short sentences. Write nothing else."
+"""Close to what SmolLM2 was trained on ("smol-summarize" in its SmolTalk data set): it then sums up, and does not go
+on with the conversation."""
 
 MIN_UNITS = 4
 """A summary of fewer words says nothing."""
@@ -34,8 +35,8 @@ MAX_COPIED = 0.8
 """Share of its sequences of 6 words that are in the text that it sums up."""
 COPY_LENGTH = 0.5
 """Only what is at least so long, measured by that text, is called a copy: a short one quotes what matters."""
-MIN_KNOWN_WORDS = 0.3
-"""Share of its words that are in the text that it sums up. Another language has next to none, nor has babble."""
+MIN_KNOWN_WORDS = 0.4
+"""Share of its longer words that are in the text that it sums up. Another language has next to none, nor has babble."""
 
 _WORD = re.compile(r"[^\W_]+")
 # Scripts that put no spaces between words: Thai to Khmer, kana, Han.
@@ -56,10 +57,10 @@ def build_request(before: str, items: Sequence[Json], max_input_tokens: int, cou
         room -= count_tokens(shown[index])
     lines = [f"{role.capitalize()}: {shown[index]}" for index, (role, _) in enumerate(texts)]
     if before:
-        lines.insert(0, f"Minutes so far: {before}")
+        lines.insert(0, f"Before: {before}")
     return [
         {"role": "system", "content": INSTRUCTIONS},
-        {"role": "user", "content": "\n\n".join([*lines, REQUEST])},
+        {"role": "user", "content": "\n\n".join(lines)},
     ]
 
 
@@ -79,9 +80,12 @@ def refusal(summary: str, before: str, source: str, max_tokens: int, count_token
         return "repetitive"
     if before and " ".join(words) == " ".join(units(before)):
         return "unchanged"
-    if is_copy(words, units(source)) or REQUEST in summary:
+    if is_copy(words, units(source)) or is_copy(words, units(INSTRUCTIONS)):
         return "copy"
-    if len(set(words) & known) < MIN_KNOWN_WORDS * len(set(words)):
+    if any(word.isdigit() and word not in known for word in words):
+        return "invented"
+    telling = telling_words(words) or set(words)
+    if len(telling & known) < MIN_KNOWN_WORDS * len(telling):
         return "unrelated"
     return None
 
@@ -120,6 +124,11 @@ def shorten(text: str, max_tokens: int, count_tokens: CountTokens) -> str:
 def units(text: str) -> list[str]:
     """The words of a text in lower case; single letters where a script has no spaces between words."""
     return _WORD.findall(_UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFKC", text).casefold()))
+
+
+def telling_words(words: Iterable[str]) -> set[str]:
+    """Those that carry something in any language: of four letters and more, and numbers."""
+    return {word for word in words if len(word) >= 4 or word.isdigit()}
 
 
 def repetition(words: Sequence[str], length: int) -> float:

@@ -4,7 +4,6 @@ import pytest
 
 from serve_app.generation.summary import (
     INSTRUCTIONS,
-    REQUEST,
     build_request,
     extract,
     refusal,
@@ -36,7 +35,8 @@ def item(role: str, text: str) -> Json:
         (" ".join([GOOD] * 4), "too_long"),
         ("The Rhine flows through Basel. The Rhine flows through Basel. The Rhine flows through Basel.", "repetitive"),
         (SOURCE, "copy"),
-        (f"{GOOD} {REQUEST}", "copy"),
+        (INSTRUCTIONS, "copy"),
+        (GOOD.replace("1226", "1966"), "invented"),
         ("They spoke of a river in a city.", "unchanged"),
         ("Ana wohnt seit langem am Rhein und fragt nach alten Brücken.", "unrelated"),
         ("Анна живёт в Базеле и спрашивает о старых мостах.", "unrelated"),
@@ -58,7 +58,7 @@ def test_the_request_holds_the_summary_so_far_and_what_leaves() -> None:
     system, user = build_request("They met.", [item("user", "Why?"), item("assistant", "So.")], 100, count_words)
 
     assert system == {"role": "system", "content": INSTRUCTIONS}
-    assert user["content"].split("\n\n") == ["Minutes so far: They met.", "User: Why?", "Assistant: So.", REQUEST]
+    assert user["content"].split("\n\n") == ["Before: They met.", "User: Why?", "Assistant: So."]
 
 
 def test_long_messages_are_cut_to_what_the_short_ones_leave() -> None:
