@@ -204,10 +204,12 @@ def _recall(opened: OpenedTurn, turn: Turn, parts: Parts, config: AppConfig) -> 
     if turn.opening.response.get("truncation") == "auto":
         shown = fit_input(asked, instructions, output_tokens, config, parts)
     texts = [instructions, *(text_of(item.get("content")) for item in shown)]
-    window = fit(opened.window, token_limit(config, texts, output_tokens, parts), config, parts)
+    usual_limit = token_limit(config, (), config.api.default_max_output_tokens, parts)
+    window = fit(opened.window, usual_limit, config, parts)
     if opened.log_id and window is not opened.window:
         _keep(parts.sessions.keep_summary(kept_summary(opened.window, window)), config.api.call_timeout_s)
-    return window, shown
+    # What only this question leaves no room for is there again at the next.
+    return fit(window, token_limit(config, texts, output_tokens, parts), config, parts), shown
 
 
 def _session(opened: OpenedTurn, turn: Turn, messages: list[Json]) -> Session:

@@ -266,6 +266,18 @@ async def test_a_past_that_does_not_fit_is_folded_at_once(talk: Talk) -> None:
     assert (await talk.summary()).model == EXTRACT
 
 
+async def test_a_question_that_leaves_no_room_makes_the_conversation_forget_nothing(talk: Talk) -> None:
+    talk.config = config(context=3000)  # 120 for the window and the question, beside 256 for the summary
+    await talk.ask("Old words come first. More of them.")
+
+    talk.model.deltas = ["No."]
+    huge = await talk.ask("Why? " * 110)
+    assert contents(huge[:1]) == [f"Be brief.\n\n{SUMMARY}User: Old words come first.\nAssistant: Hello there."]
+
+    assert shown_text((await talk.window()).items[0]) == "Old words come first. More of them."
+    assert (await talk.window()).summary is None
+
+
 async def test_a_past_longer_than_is_read_is_in_the_summary_from_the_first_turn_on(
     talk: Talk, log: ConversationLog
 ) -> None:

@@ -13,8 +13,19 @@ from serve_app.types import Json
 
 INSTRUCTIONS = (
     "Rewrite the last question of a conversation so that it can be understood without the conversation: put in the"
-    ' names that it leaves out. After "Who built the Tower Bridge?" the question "And when?" becomes "When was the'
-    ' Tower Bridge built?". Write only the question.'
+    " names that it leaves out. Write only the question."
+)
+
+# Without examples a small model gives the question back as it is.
+_EXAMPLES = (
+    (
+        "User: Who designed the Tower Bridge?\nAssistant: Horace Jones.\n\nLast question: And when was it opened?",
+        "When was the Tower Bridge opened?",
+    ),
+    (
+        "User: How high is Mount Everest?\nAssistant: 8,849 metres.\n\nLast question: Who climbed it first?",
+        "Who climbed Mount Everest first?",
+    ),
 )
 
 MAX_RESTATED_TOKENS = 64
@@ -49,22 +60,31 @@ def build_restatement_request(question: str, past: Sequence[Json], count_tokens:
         f"{each['role'].capitalize()}: {shorten(text_of(each.get('content')), _MAX_SHOWN_TOKENS, count_tokens)}"
         for each in spoken
     ]
-    asked = "\n".join([*lines, "", f"Last question: {question}", "Rewritten question:"])
-    return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": asked}]
+    asked = "\n".join([*lines, "", f"Last question: {question}"])
+    shown = [
+        {"role": role, "content": text}
+        for example in _EXAMPLES
+        for role, text in zip(("user", "assistant"), example, strict=True)
+    ]
+    return [{"role": "system", "content": INSTRUCTIONS}, *shown, {"role": "user", "content": asked}]
 
 
 def take_restatement(written: str, question: str, past: Sequence[Json]) -> str | None:
     """The restated question out of what the model wrote; None if that is of no use.
 
-    It must hold something of the question, and be neither an answer nor a question of before.
+    It must hold something of the question and something of what came before, and be neither an answer nor a question
+    of before.
     """
     lines = [line.strip() for line in written.splitlines() if line.strip()]
-    restated = lines[0].removeprefix("Rewritten question:").strip(" \"'“”") if lines else ""
+    restated = lines[0].removeprefix("Last question:").strip(" \"'“”") if lines else ""
     words, asked = units(restated), units(question)
     if len(words) < 2 or words == asked or len(words) > len(asked) + MAX_WORDS_BEFORE:
         return None
     telling = telling_words(asked)
     if telling and not telling & set(words):
+        return None
+    spoken = {word for message in past for word in units(text_of(message.get("content")))}
+    if not (telling_words(words) - set(asked)) & spoken:
         return None
     for message in past:
         said = units(text_of(message.get("content")))

@@ -106,7 +106,7 @@ def extract(before: str, items: Sequence[Json], max_tokens: int, count_tokens: C
     lines = [
         f"{item['role'].capitalize()}: {shorten(_first_sentence(item), _EXTRACTED_TOKENS, count_tokens)}"
         for item in items
-        if item.get("type") == "message" and item["role"] in ("user", "assistant")
+        if item.get("type") == "message"
     ]
     return "\n".join([*kept, *_newest_that_fit(lines, room, count_tokens)])
 

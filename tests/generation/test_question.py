@@ -34,13 +34,14 @@ def test_a_first_question_is_not_widened() -> None:
 
 
 def test_the_model_is_shown_the_conversation_and_the_question() -> None:
-    system, user = build_restatement_request("And in 1999?", PAST, count_words)
+    messages = build_restatement_request("And in 1999?", PAST, count_words)
 
-    assert system["content"] == INSTRUCTIONS
-    assert user["content"] == (
+    assert messages[0]["content"] == INSTRUCTIONS
+    assert [each["role"] for each in messages[1:]] == ["user", "assistant", "user", "assistant", "user"]  # two examples
+    assert messages[-1]["content"] == (
         "User: How many people lived in Warsaw in 1901?\n"
         "Assistant: In 1901 the city of Warsaw had 711,988 inhabitants [1].\n\n"
-        "Last question: And in 1999?\nRewritten question:"
+        "Last question: And in 1999?"
     )
 
 
@@ -48,9 +49,10 @@ def test_the_model_is_shown_the_conversation_and_the_question() -> None:
     ("written", "taken"),
     [
         ("How many people lived in Warsaw in 1999?", "How many people lived in Warsaw in 1999?"),
-        ('Rewritten question: "How many lived there in 1999?"\n\nNote: …', "How many lived there in 1999?"),
+        ('Last question: "How many lived there in 1999?"\n\nNote: …', "How many lived there in 1999?"),
         ("", None),
         ("And in 1999?", None),
+        ("And what was it in 1999?", None),  # nothing of what came before
         ("How many people lived in Warsaw in 1901?", None),  # the question before
         ("How many people lived in Warsaw?", None),  # without what was asked
         ("In 1901 the city of Warsaw had 711,988 inhabitants, and in 1999?", None),  # the answer, nearly
