@@ -113,19 +113,23 @@ class RemoteIndexer:
 
 
 class RemoteGenerator:
+    """Requests of one session go to the replica that has the beginning of their prompts in its cache."""
+
     def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
-        self._complete = handle.complete
-        self._stream = handle.options(stream=True).stream
+        self._handle = handle
+        self._streaming = handle.options(stream=True)
         self._timeout_s = timeout_s
 
     async def complete(self, request: GenerationRequest) -> Json:
-        completion: Json = await _call(self._complete, request, timeout_s=self._timeout_s)
+        handle = self._handle.options(session_id=request.session_id)
+        completion: Json = await _call(handle.complete, request, timeout_s=self._timeout_s)
         return completion
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
         deadline_s = time.monotonic() + self._timeout_s
+        stream = self._streaming.options(session_id=request.session_id).stream
         while True:
-            events = self._stream.remote(request)
+            events = stream.remote(request)
             has_begun = False
             try:
                 async for event in events:

@@ -70,6 +70,7 @@ class Gateway:
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
             tallies=tallies,
             reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
+            metrics=metrics,
         )
         database = open_database(config.storage.resolved_database_url)
         self._app = create_app(config, parts, database, self._check_parts)

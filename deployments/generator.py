@@ -128,7 +128,9 @@ def parse_engine_arguments(config: GeneratorConfig) -> Namespace:
 def engine_command_line(config: GeneratorConfig, model: str) -> list[str]:
     """The arguments with which `vllm serve` would start the same engine."""
     line = ["--model", model, "--served-model-name", config.model_id]
-    for name, value in ({"dtype": fastest_dtype()} | config.engine).items():
+    # Without the details a client would not see how much of its prompt came from the cache.
+    defaults = {"dtype": fastest_dtype(), "enable_prompt_tokens_details": True}
+    for name, value in (defaults | config.engine).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             line.append(f"--{flag}" if value else f"--no-{flag}")

@@ -14,6 +14,8 @@ knowledge/      parse → split → encode → index → search, and the jobs of
 conversation/   the fenced, append-only log: what is acknowledged is never lost or doubled
 backup/         snapshots of all of the above while it goes on, and back
 generation/     the prompt, the settings in force, the answer and how it goes on where a replica died, its citations
+memory.py       what of a conversation the model sees, and how the rest is folded
+search.py       from a question in its conversation to passages
 chat.py         one question and its answer: read `reply` first if you read only one thing
 background.py   the same without a client: durable jobs, their journals, and who reads them
 api/            OpenAI's wire format over all of it; `create_app` gives an app that tests run without Ray

@@ -8,7 +8,7 @@ was refused before the model had begun, it is taken back.
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,38 +31,32 @@ from serve_app.events import (
 )
 from serve_app.generation.answer import Answer
 from serve_app.generation.continuation import generate
-from serve_app.generation.prompt import add_sources, build_messages, fit_passages, newest_user_text
+from serve_app.generation.prompt import (
+    add_sources,
+    build_messages,
+    fit_passages,
+    newest_user_text,
+    prefix_key,
+    question_texts,
+    text_of,
+)
+from serve_app.generation.settings import DEFAULT_MAX_TOKENS
 from serve_app.generation.stream import before, parse_chunks
-from serve_app.knowledge.retrieve import retrieve
+from serve_app.memory import Session, fit, fit_input, fold, grown, is_full, kept_summary, token_limit
 from serve_app.parts import Parts, Sessions
+from serve_app.search import Search, build_queries, find_passages
 from serve_app.types import (
     CloseTurn,
-    Filter,
     GenerationRequest,
     Json,
     OpenedTurn,
     OpenTurn,
-    Passage,
-    Ranking,
-    StoreTable,
+    Window,
     WithdrawTurn,
 )
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What to look up before answering."""
-
-    tables: Mapping[str, StoreTable]
-    """The stores, each with what is to be read."""
-    max_passages: int
-    filter: Filter | None
-    ranking: Ranking
-    with_results: bool = False
-    """The response lists what was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +94,7 @@ async def reply(
     question = turn.opening.input_items
     answer = answer or Answer(turn.opening.response)
     error: RayconteurError | None = None
+    session: Session | None = None
 
     opened = await _open(turn, parts.sessions, call_timeout_s)
     if opened.finished:
@@ -111,25 +106,24 @@ async def reply(
         if not answer.is_opened:
             yield Opened(answer.open())
 
-        messages = build_messages(
-            turn.opening.response["instructions"],
-            opened.history,
-            question,
-            max_history_tokens=config.sessions.max_history_tokens,
-            count_tokens=parts.count_tokens,
-        )
+        window, shown_input = _recall(opened, turn, parts, config)
+        messages = build_messages(turn.opening.response["instructions"], window, shown_input)
         if turn.search and answer.shown is None:
-            query = newest_user_text(question)
-            yield SearchStarted(answer.start_search(query))
-            found = await before(deadline, find_passages(turn.search, query, parts))
+            asked, past = newest_user_text(question), [item.body for item in window.items]
+            building = build_queries(turn.search, asked, past, turn.sampling["model"], turn.priority, parts)
+            queries = await before(deadline, building)
+            yield SearchStarted(answer.start_search(queries))
+            found = await before(deadline, find_passages(turn.search, queries, parts))
             shown = fit_passages(found, config.retrieval.max_passage_tokens, parts.count_tokens)
             call = answer.complete_search(found, shown, with_results=turn.search.with_results, cites=turn.cites)
             yield SearchCompleted(call, shown)
         if answer.shown is not None:
             messages = add_sources(messages, answer.shown)
+            answer.question_texts = question_texts(messages, question)
 
+        session = _session(opened, turn, messages)
         payload = {**turn.sampling, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-        request = GenerationRequest(payload, turn.request_id, turn.priority)
+        request = GenerationRequest(payload, turn.request_id, turn.priority, session.session_id)
         async with aclosing(generate(parts.generator, request, answer, deadline, parts.count_tokens)) as stream:
             async for events in stream:
                 for chunk in parse_chunks(events):
@@ -147,7 +141,7 @@ async def reply(
             # If this commit fails too, it is logged, and the cancellation matters more.
             with suppress(RayconteurError):
                 response = answer.incomplete("client_disconnected")
-                await _close(opened, response, record(answer.delta_lengths), turn, parts.sessions, call_timeout_s)
+                await _close(opened, response, answer, None, turn, parts.sessions, call_timeout_s)
         raise
     except Exception:
         # Whatever it was, the turn must not stay open.
@@ -165,11 +159,15 @@ async def reply(
     elif error:
         response = answer.failed(error)
     try:
-        await _close(opened, response, record(answer.delta_lengths, error), turn, parts.sessions, call_timeout_s)
+        await _close(opened, response, answer, error, turn, parts.sessions, call_timeout_s)
     except RayconteurError as failure:
         # An answer that is not durable is not shown as one that is.
         error = error or failure
         response = answer.failed(error)
+    if session and session.log_id:
+        turned = grown(window, [*question, *response["output"]], answer.prompt_texts)
+        if is_full(turned, config, parts):
+            _keep(fold(session, parts, config), config.api.request_timeout_s)
     seconds = asyncio.get_running_loop().time() - began
     logger.info("request %s: %s is %s after %.3f s", turn.request_id, response["id"], response["status"], seconds)
     for annotation in answer.annotations:
@@ -177,14 +175,30 @@ async def reply(
     yield Finished(response, error)
 
 
-async def find_passages(search: Search, query: str, parts: Parts) -> tuple[Passage, ...]:
-    return await retrieve(
-        parts,
-        tables=search.tables,
-        queries=[query],
-        max_results=search.max_passages,
-        filter=search.filter,
-        ranking=search.ranking,
+def _recall(opened: OpenedTurn, turn: Turn, parts: Parts, config: AppConfig) -> tuple[Window, Sequence[Json]]:
+    """What the model is shown of the past, and of the input.
+
+    If the past has to be folded at once, its summary is stored behind.
+    """
+    asked, instructions = turn.opening.input_items, turn.opening.response["instructions"] or ""
+    output_tokens = turn.sampling.get("max_completion_tokens", DEFAULT_MAX_TOKENS)
+    shown: Sequence[Json] = asked
+    if turn.opening.response.get("truncation") == "auto":
+        shown = fit_input(asked, instructions, output_tokens, config, parts)
+    texts = [instructions, *(text_of(item.get("content")) for item in shown)]
+    usual_limit = token_limit(config, (), DEFAULT_MAX_TOKENS, parts)
+    window = fit(opened.window, usual_limit, config, parts)
+    if opened.log_id and window is not opened.window:
+        _keep(parts.sessions.keep_summary(kept_summary(opened.window, window)), config.api.call_timeout_s)
+    # What only this question leaves no room for is there again at the next.
+    return fit(window, token_limit(config, texts, output_tokens, parts), config, parts), shown
+
+
+def _session(opened: OpenedTurn, turn: Turn, messages: list[Json]) -> Session:
+    response = turn.opening.response
+    key = response.get("prompt_cache_key") or turn.opening.conversation_id or prefix_key(messages)
+    return Session(
+        opened.log_id or "", key, turn.sampling.get("model", ""), response["instructions"], turn.search is not None
     )
 
 
@@ -204,8 +218,8 @@ async def _abandon(opening: asyncio.Task[OpenedTurn], turn: Turn, sessions: Sess
     """The client left while its question was being committed."""
     opened = await opening
     if not opened.finished:
-        response = Answer(turn.opening.response).incomplete("client_disconnected")
-        await _close(opened, response, record(()), turn, sessions, timeout_s)
+        answer = Answer(turn.opening.response)
+        await _close(opened, answer.incomplete("client_disconnected"), answer, None, turn, sessions, timeout_s)
 
 
 async def _withdraw(opened: OpenedTurn, turn: Turn, sessions: Sessions, timeout_s: float) -> None:
@@ -220,11 +234,20 @@ async def _withdraw(opened: OpenedTurn, turn: Turn, sessions: Sessions, timeout_
 
 
 async def _close(
-    opened: OpenedTurn, response: Json, recording: Json, turn: Turn, sessions: Sessions, timeout_s: float
+    opened: OpenedTurn,
+    response: Json,
+    answer: Answer,
+    error: RayconteurError | None,
+    turn: Turn,
+    sessions: Sessions,
+    timeout_s: float,
 ) -> None:
     if opened.log_id is None:
         return
-    close = CloseTurn(opened.log_id, response, turn.opening.store, recording, turn.job_fence)
+    recording = record(answer.delta_lengths, error)
+    close = CloseTurn(
+        opened.log_id, response, turn.opening.store, recording, turn.job_fence, prompt_texts=answer.prompt_texts
+    )
     closing = _keep(sessions.close_turn(close), timeout_s)
     try:
         with anyio.CancelScope(shield=True):

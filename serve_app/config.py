@@ -110,10 +110,12 @@ class IngestionConfig(_Config):
 
 
 class SessionsConfig(_Config):
-    max_history_items: int = Field(10, ge=0)
-    """The newest items of a conversation that the prompt holds."""
-    max_history_tokens: int = Field(2048, ge=0)
-    """Tokens of the prompt that the history may take; the oldest messages are left out."""
+    max_history_items: int = Field(10, ge=2)
+    """Messages of a conversation that the prompt holds, sources included; with more the oldest are folded."""
+    max_history_tokens: int = Field(4096, ge=1)
+    """Tokens of the prompt that these may take; with more the oldest are folded into the summary."""
+    max_summary_tokens: int = Field(256, ge=32)
+    """Tokens of the prompt that the summary may take."""
     max_cached_conversations: int = Field(10_000, ge=1)
     """Live conversations that one sessions replica keeps in memory."""
     expire_after_days: float | None = Field(None, gt=0)

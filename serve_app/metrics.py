@@ -60,6 +60,20 @@ MAINTENANCE_SECONDS = Metric(
     _MAINTENANCE_BUCKETS_S,
 )
 
+SUMMARIES = Metric(
+    "rayconteur_summaries", "counter", "Summaries of conversations that were stored, by who wrote them", ("writer",)
+)
+SUMMARY_REFUSALS = Metric(
+    "rayconteur_summary_refusals", "counter", "Summaries of the model that were not taken", ("reason",)
+)
+SUMMARY_SECONDS = Metric(
+    "rayconteur_summary_seconds",
+    "histogram",
+    "One fold in the background, from reading the window until the summary is stored",
+    (),
+    _MAINTENANCE_BUCKETS_S,
+)
+
 CATALOGUE = (
     SEARCH_SECONDS,
     SEARCH_FAILURES,
@@ -72,6 +86,9 @@ CATALOGUE = (
     INGESTION_OLDEST_SECONDS,
     UNINDEXED_ROWS,
     MAINTENANCE_SECONDS,
+    SUMMARIES,
+    SUMMARY_REFUSALS,
+    SUMMARY_SECONDS,
 )
 
 

@@ -6,10 +6,10 @@ the leaves of `errors.py`, and `Overloaded`, `Unavailable` or `Timeout` if the p
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serve_app.metrics import Tally
+from serve_app.metrics import NO_METRICS, Metrics, Tally
 from serve_app.types import (
     AppendItems,
     AttributeChange,
@@ -21,6 +21,7 @@ from serve_app.types import (
     GenerationRequest,
     ItemSearch,
     Json,
+    KeepSummary,
     LoggedItem,
     OpenedTurn,
     OpenTurn,
@@ -37,6 +38,7 @@ from serve_app.types import (
     StoreFileRef,
     StoreVersionRef,
     TableState,
+    Window,
     WithdrawTurn,
 )
 
@@ -207,6 +209,14 @@ class Sessions:
         answered: OpenedTurn = await self._run(turn.conversation_id or turn.response["id"], "open_turn", turn)
         return answered
 
+    async def read_window(self, log_id: str, max_items: int) -> Window:
+        answered: Window = await self._run(log_id, "read_window", log_id, max_items)
+        return answered
+
+    async def keep_summary(self, kept: KeepSummary) -> bool:
+        answered: bool = await self._run(kept.summary.log_id, "keep_summary", kept)
+        return answered
+
     async def close_turn(self, turn: CloseTurn) -> None:
         await self._run(turn.log_id, "close_turn", turn)
         if turn.log_id != turn.response["id"]:  # which is the log of a response that is in no conversation
@@ -238,6 +248,24 @@ class Sessions:
         return answered
 
 
+class Folds:
+    """The folds under way in this process: one at a time for a session, few at once."""
+
+    def __init__(self, max_at_once: int = 4) -> None:
+        self._max_at_once = max_at_once
+        self._sessions: set[str] = set()
+
+    def begin(self, session_id: str) -> bool:
+        """False if it is not to be begun now: the next turn will ask again."""
+        if session_id in self._sessions or len(self._sessions) >= self._max_at_once:
+            return False
+        self._sessions.add(session_id)
+        return True
+
+    def end(self, session_id: str) -> None:
+        self._sessions.discard(session_id)
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """All that answering a request needs, each behind its Protocol."""
@@ -254,3 +282,5 @@ class Parts:
     """What `query_embedder` and `retriever` have counted, until it is added to the database."""
     reranker: Reranker | None = None
     """None if `retrieval.reranker` is not configured."""
+    metrics: Metrics = NO_METRICS
+    folds: Folds = field(default_factory=Folds)

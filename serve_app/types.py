@@ -47,6 +47,8 @@ class GenerationRequest:
     request_id: str
     priority: int = 0
     """vLLM's: lower is earlier."""
+    session_id: str = ""
+    """Requests with the same one go to the same replica, which has the beginning of their prompts in its cache."""
 
 
 # --- knowledge ----------------------------------------------------------------------------------
@@ -434,7 +436,8 @@ class OpenTurn:
     previous_response_id: str | None = None
     store: bool = True
     idempotency_key: str | None = None
-    max_history_items: int = 10
+    max_history_items: int = 40
+    """At most so many items are read of what is not in the summary."""
     runner_id: str | None = None
     """The process that answers; once it is not heard of any more, the turn counts as interrupted."""
     job: Json | None = None
@@ -442,15 +445,63 @@ class OpenTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """What a past comes to, from its beginning up to and with one item."""
+
+    log_id: str
+    """Of that last item; it may be a parent of the log that is read."""
+    seq: int
+    last_item_id: str
+    text: str
+    tokens: int
+    model: str
+    """Who wrote it: a model's id, or `extract`."""
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class PastItem:
+    log_id: str
+    seq: int
+    body: Json
+    prompt_text: str | None = None
+    """What the model read or wrote in its place: a question with its sources, an answer with their numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the model sees of a past: a summary, and every item after what that covers, oldest first."""
+
+    items: tuple[PastItem, ...] = ()
+    summary: Summary | None = None
+    is_cut: bool = False
+    """There are more items between the two than were asked for: the oldest are missing here."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSummary:
+    summary: Summary
+    before: Summary | None
+    """The one that it goes on from."""
+    folded: tuple[tuple[str, int], ...]
+    """Log and seq of the items that went into it. If one of them has been deleted since, nothing is kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class OpenedTurn:
-    history: tuple[Json, ...]
-    """The newest items before this question, oldest first."""
+    window: Window
+    """What came before this question."""
     log_id: str | None
     """Where the answer will be appended; None if nothing is stored."""
     finished: Json | None = None
     """The stored response, if the same idempotency key has been answered before, or is a background response."""
     recording: Json | None = None
     """Of `finished`: what the events of its stream need beside it."""
+
+    @property
+    def history(self) -> tuple[Json, ...]:
+        """The items of the window, oldest first."""
+        return tuple(item.body for item in self.window.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,6 +525,8 @@ class CloseTurn:
     """What the events of its stream need beside the response: see `events.record`."""
     job_fence: int | None = None
     """Of a background response: only who holds its job under this fence may close it."""
+    prompt_texts: dict[str, str] = field(default_factory=dict)
+    """By item id, of the question's items and the output's: see `PastItem`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from serve_app.api.response_events import EventEncoder
-from serve_app.chat import Search, Turn, reply
-from serve_app.config import ApiConfig, AppConfig, SessionsConfig, StorageConfig
+from serve_app.chat import Turn, reply
+from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InternalError, InvalidRequest, NotFound, Overloaded, Timeout, Unavailable
 from serve_app.events import (
@@ -27,6 +27,7 @@ from serve_app.events import (
     TextDelta,
 )
 from serve_app.generation.citations import build_citation
+from serve_app.search import Search
 from serve_app.storage.database import open_database
 from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, StoreTable, new_id
 from tests.fakes import FakeParts, LocalSessions, build_passage
@@ -45,12 +46,8 @@ def fakes(tmp_path: Path) -> Iterator[FakeParts]:
         yield FakeParts(ConversationLog(database, max_cached=10), [RHINE])
 
 
-def config(request_timeout_s: float = 60, max_history_tokens: int = 2048) -> AppConfig:
-    return AppConfig(
-        storage=StorageConfig(folder=Path("unused")),
-        api=ApiConfig(request_timeout_s=request_timeout_s),
-        sessions=SessionsConfig(max_history_tokens=max_history_tokens),
-    )
+def config(request_timeout_s: float = 60) -> AppConfig:
+    return AppConfig(storage=StorageConfig(folder=Path("unused")), api=ApiConfig(request_timeout_s=request_timeout_s))
 
 
 def ask(
@@ -256,14 +253,6 @@ async def test_branch_from_an_older_response_does_not_see_the_newer(fakes: FakeP
     await run(ask("Right?", previous=first["id"]), fakes)
 
     assert [content for _, content in prompt(fakes)] == ["Be brief.", "Hi", "Hello there.", "Right?"]
-
-
-async def test_history_has_a_limit_of_tokens(fakes: FakeParts) -> None:
-    first = (await finish(ask("Hi"), fakes)).response
-
-    await run(ask("And?", previous=first["id"]), fakes, config(max_history_tokens=2))
-
-    assert [content for _, content in prompt(fakes)] == ["Be brief.", "And?"]
 
 
 async def test_nothing_is_kept_without_store(fakes: FakeParts) -> None:

@@ -6,8 +6,8 @@ from starlette.concurrency import run_in_threadpool
 
 from serve_app.api.context import Context
 from serve_app.api.wire import FileSearchTool
-from serve_app.chat import Search
 from serve_app.errors import InvalidRequest, NotFound
+from serve_app.search import Search
 
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 
@@ -44,4 +44,5 @@ async def build_search(context: Context, tool: FileSearchTool, *, with_results: 
         filter=tool.filters.to_filter() if tool.filters else None,
         ranking=tool.ranking_options.to_ranking(context.config.retrieval.reranker),
         with_results=with_results,
+        rewrites=tool.rewrite_query,
     )

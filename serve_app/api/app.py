@@ -18,6 +18,7 @@ from serve_app.api import (
     files,
     health,
     insights,
+    memory,
     models,
     responses,
     settings,
@@ -80,6 +81,7 @@ def create_app(
         transfer,  # before the conversations: `import` is no conversation's id
         conversations,
         insights,
+        memory,
         files,
         vector_stores,
         statistics,

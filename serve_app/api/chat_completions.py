@@ -20,12 +20,12 @@ from serve_app.api.context import Context, InContext
 from serve_app.api.errors import invalid_request, to_json
 from serve_app.api.sse import EventStream, while_connected
 from serve_app.api.wire import FileSearchTool, Wire
-from serve_app.chat import Search, find_passages
 from serve_app.errors import InternalError, InvalidRequest, RayconteurError
 from serve_app.generation.citations import CitedText
-from serve_app.generation.prompt import add_sources, fit_passages, newest_user_text, text_of
+from serve_app.generation.prompt import add_sources, fit_passages, newest_user_text, prefix_key, text_of
 from serve_app.generation.settings import Applied, fill_in, has_own_beams
 from serve_app.generation.stream import before, parse_chunks, stream_before
+from serve_app.search import Search, build_queries, find_passages
 from serve_app.types import GenerationRequest, Json, Passage
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class ChatCompletionBody(Wire):
     max_completion_tokens: int | None = Field(None, ge=1)
     profile: str | None = None
     no_repeat_ngram_size: int | None = Field(None, ge=0, le=64)
+    user: str | None = None
+    prompt_cache_key: str | None = None
 
 
 _BODY_SCHEMA = {
@@ -61,16 +63,19 @@ async def create_chat_completion(request: Request, context: InContext) -> Respon
     payload = _read_body(await request.body())
     payload["model"] = require_model(context, payload.get("model"))
     tier = payload.pop("service_tier", None) or "default"
+    priority = PRIORITIES[tier]
+    # The sources come before the newest question only, so that the key is the same at the next.
+    session_id = payload.get("prompt_cache_key") or payload.get("user") or prefix_key(payload["messages"])
     search = await _take_search(payload, context)
     applied = _apply_settings(payload, context)
 
     deadline = asyncio.get_running_loop().time() + context.config.api.request_timeout_s
     passages: tuple[Passage, ...] | None = None
     if search:
-        passages = await while_connected(request, before(deadline, _add_sources(payload, search, context)))
+        passages = await while_connected(request, before(deadline, _add_sources(payload, search, priority, context)))
     is_best_of = has_own_beams(applied.settings, payload)
     fill_in(payload, applied.settings)
-    generation = GenerationRequest(payload, request.state.request_id, PRIORITIES[tier])
+    generation = GenerationRequest(payload, request.state.request_id, priority, session_id)
     headers = {SETTINGS_HEADER: applied.to_header()}
 
     if payload.get("stream"):
@@ -148,11 +153,15 @@ async def _take_search(payload: Json, context: Context) -> Search | None:
     return await build_search(context, tool)
 
 
-async def _add_sources(payload: Json, search: Search, context: Context) -> tuple[Passage, ...] | None:
+async def _add_sources(payload: Json, search: Search, priority: int, context: Context) -> tuple[Passage, ...] | None:
     """The passages that now stand before the last question, in the order of their numbers, if they can be cited."""
-    found = await find_passages(search, newest_user_text(payload["messages"]), context.parts)
-    shown = fit_passages(found, context.config.retrieval.max_passage_tokens, context.parts.count_tokens)
-    payload["messages"] = add_sources(payload["messages"], shown)
+    messages, parts = payload["messages"], context.parts
+    asked = max(index for index, each in enumerate(messages) if each.get("role") == "user")
+    question = newest_user_text(messages)
+    queries = await build_queries(search, question, messages[:asked], payload["model"], priority, parts)
+    found = await find_passages(search, queries, parts)
+    shown = fit_passages(found, context.config.retrieval.max_passage_tokens, parts.count_tokens)
+    payload["messages"] = add_sources(messages, shown)
     # Brackets in JSON are no citations.
     return shown if "response_format" not in payload else None
 

@@ -19,6 +19,7 @@ from serve_app.errors import InvalidRequest, RayconteurError
 from serve_app.events import AnswerStarted, Event, Finished
 from serve_app.generation.prompt import newest_user_text, text_of
 from serve_app.generation.settings import Applied, Settings, fill_in
+from serve_app.memory import max_read_items
 from serve_app.types import Json, OpenTurn, new_id, now_s
 
 router = APIRouter(tags=["responses"])
@@ -159,7 +160,7 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
             previous_response_id=body.previous_response_id,
             store=body.store is not False,
             idempotency_key=idempotency_key,
-            max_history_items=context.config.sessions.max_history_items,
+            max_history_items=max_read_items(context.config),
             # A background response belongs to whoever has claimed its job.
             runner_id=None if body.background else context.runner_id,
         ),

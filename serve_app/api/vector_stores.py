@@ -4,6 +4,7 @@ Rows come first and the indexer learns of them afterwards: what it misses it fin
 """
 
 import logging
+import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -110,6 +111,7 @@ class SearchBody(Wire):
     max_num_results: int = Field(10, ge=1, le=50)
     ranking_options: RankingOptions | None = None
     as_of: WireAsOf | None = None
+    rewrite_query: bool = False
 
 
 class PinBody(Wire):
@@ -328,6 +330,9 @@ def list_batch_files(store_id: str, batch_id: str, page: InFilePage, context: In
 async def _search(store_ids: Sequence[str], body: SearchBody, context: Context) -> Json:
     tables = await run_in_threadpool(context.catalog.require_stores, store_ids, body.as_of)
     queries = [body.query] if isinstance(body.query, str) else body.query
+    if body.rewrite_query:
+        # There is no conversation here to restate them from.
+        queries = [" ".join(unicodedata.normalize("NFKC", query).split()) or query for query in queries]
     passages = await retrieve(
         context.parts,
         tables=tables,

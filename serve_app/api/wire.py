@@ -111,6 +111,7 @@ class FileSearchTool(Wire):
     filters: AnyFilter | None = None
     ranking_options: RankingOptions = RankingOptions()
     as_of: WireAsOf | None = None
+    rewrite_query: bool = False
 
 
 class PageParameters(Wire):

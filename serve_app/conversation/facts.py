@@ -49,7 +49,7 @@ def read_messages(
 ) -> list[LoggedMessage]:
     """The newest messages up to and with `end`, oldest first, reaching back through the parents of its log.
 
-    One query for each log that is needed, as `read_history` does it.
+    One query for each log that is needed.
     """
     newest_first: list[LoggedMessage] = []
     while end is not None and len(newest_first) < max_messages:

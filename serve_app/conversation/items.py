@@ -1,4 +1,4 @@
-"""The items of a log: how they are written, paged, read as history, and deleted."""
+"""The items of a log: how they are written, paged and deleted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +18,6 @@ _LOGS_AT_ONCE = 500
 # Statements of every turn are built once: building costs as much as SQLite takes to run them.
 _INSERT = insert(items)
 _FIND_KEY = select(items.c.seq).where(items.c.log_id == bindparam("log"), items.c.idempotency_key == bindparam("key"))
-_NEWEST = (
-    select(items.c.body, logs.c.parent_id, logs.c.parent_seq)
-    .select_from(logs)
-    .outerjoin(
-        items,
-        and_(items.c.log_id == logs.c.id, items.c.seq <= bindparam("last_seq"), items.c.body.is_not(null())),
-    )
-    .where(logs.c.id == bindparam("log"))
-    .order_by(items.c.seq.desc())
-    .limit(bindparam("max_items"))
-)
 _is_there = and_(
     items.c.log_id == bindparam("log"),
     items.c.seq >= bindparam("first"),
@@ -156,19 +145,10 @@ def _find_seq(connection: Connection, past: Past, item_id: str, param: str) -> i
     return place.seq
 
 
-def read_history(connection: Connection, end: Point | None, max_items: int) -> tuple[Json, ...]:
-    """The newest items up to and with `end`, oldest first, reaching back through the parents of its log.
-
-    One query for each log that is needed. A parent that has been deleted ends the past there.
-    """
-    newest_first: list[Json] = []
-    while end is not None and len(newest_first) < max_items:
-        rows = connection.execute(
-            _NEWEST, {"log": end.log_id, "last_seq": end.seq, "max_items": max_items - len(newest_first)}
-        ).all()
-        newest_first += [row.body for row in rows if row.body is not None]
-        end = Point(rows[0].parent_id, rows[0].parent_seq) if rows and rows[0].parent_id else None
-    return tuple(reversed(newest_first))
+def find_head(connection: Connection, log_id: str) -> Point | None:
+    """The newest place of a log; None if there is no such log."""
+    seq = connection.scalar(select(logs.c.head).where(logs.c.id == log_id)) if is_id(log_id) else None
+    return None if seq is None else Point(log_id, seq)
 
 
 def find_place(connection: Connection, past: Past, item_id: str) -> Point | None:

@@ -15,15 +15,16 @@ from serve_app.conversation.items import (
     Point,
     erase_item,
     find_appended,
+    find_head,
     find_place,
     read_appended,
-    read_history,
     read_item,
     read_items,
     read_page,
     withdraw_items,
 )
 from serve_app.conversation.jobs import end_job
+from serve_app.conversation.memory import add_prompt_texts, add_summary, forget, read_window
 from serve_app.conversation.past import Segment, read_past
 from serve_app.conversation.responses import (
     IN_PROGRESS,
@@ -54,6 +55,7 @@ from serve_app.types import (
     FoundItems,
     ItemSearch,
     Json,
+    KeepSummary,
     LoggedItem,
     OpenedTurn,
     OpenTurn,
@@ -62,6 +64,7 @@ from serve_app.types import (
     RecentMessages,
     RecordedResponse,
     SaveFacts,
+    Window,
     WithdrawTurn,
     now_s,
 )
@@ -272,6 +275,7 @@ class ConversationLog:
             place = find_place(connection, read_past(connection, conversation_id), item_id)
             if place is None or not erase_item(connection, place):
                 raise _not_found("Item", item_id)
+            forget(connection, place, item_id)
         return conversation
 
     # --- what the insights are made from --------------------------------------------------------
@@ -308,10 +312,27 @@ class ConversationLog:
             # Another process has just inserted the same response or key. It has committed, so now we find it.
             asked = self._ask(turn)
         if asked.finished is not None:
-            return OpenedTurn((), asked.log_id, asked.finished.response, asked.finished.recording)
+            return OpenedTurn(Window(), asked.log_id, asked.finished.response, asked.finished.recording)
         with self._database.read() as connection:
-            history = read_history(connection, Point(asked.log_id, asked.first_seq - 1), turn.max_history_items)
-        return OpenedTurn(history, asked.log_id)
+            window = read_window(connection, Point(asked.log_id, asked.first_seq - 1), turn.max_history_items)
+        return OpenedTurn(window, asked.log_id)
+
+    def read_window(self, log_id: str, max_items: int) -> Window:
+        """What the next turn would be shown of a conversation, or after a response in a log of its own."""
+        with self._database.read() as connection:
+            head = find_head(connection, log_id)
+            if head is None:
+                raise _not_found("Conversation", log_id)
+            return read_window(connection, head, max_items)
+
+    def keep_summary(self, kept: KeepSummary) -> bool:
+        """Store a summary. False if what it was made of is no longer so, or another reaches as far: it is of no use."""
+        try:
+            with self._database.write() as connection:
+                return add_summary(connection, kept)
+        except IntegrityError:
+            # Another process has just stored one that ends there, or the log has been deleted.
+            return False
 
     def close_turn(self, turn: CloseTurn) -> None:
         """Commit the answer. Raises `NotFound` if the response, or its conversation, has been deleted meanwhile.
@@ -334,6 +355,7 @@ class ConversationLog:
             elif find_appended(log.connection, log.id, key) is not None:
                 return True
             log.append(key, output)
+            add_prompt_texts(log.connection, log.id, turn.prompt_texts)
             return True
 
         if not self._in_log(turn.log_id, write, _not_found("Response", response_id)):
@@ -349,7 +371,7 @@ class ConversationLog:
     def _open_unstored(self, turn: OpenTurn) -> OpenedTurn:
         with self._database.read() as connection:
             past = self._find_past(connection, turn.previous_response_id)
-            return OpenedTurn(read_history(connection, past, turn.max_history_items), None)
+            return OpenedTurn(read_window(connection, past, turn.max_history_items), None)
 
     def _ask(self, turn: OpenTurn) -> _Asked:
         """Write the question, once. `IntegrityError` if another process does the same at the same moment."""

@@ -27,6 +27,8 @@ class Answer:
         self.carried_tokens = 0
         """Of the text so far, when the model was last asked to go on with it."""
         self._seam = ""
+        self.question_texts: dict[str, str] = {}
+        """What the model read in place of the question, by its item's id."""
         self._response = response
         self._call: Json | None = None
         self._cited: CitedText | None = None
@@ -42,17 +44,23 @@ class Answer:
     def annotations(self) -> list[Json]:
         return self._cited.annotations if self._cited else []
 
+    @property
+    def prompt_texts(self) -> dict[str, str]:
+        """What later prompts hold in place of the question and of the answer, by item id: see `types.PastItem`."""
+        own = {self.message_id: self.raw_text} if self.raw_text != self.text else {}
+        return {**self.question_texts, **own}
+
     def open(self) -> Json:
         """The response as it is before there is an answer."""
         self.is_opened = True
         return self._response
 
-    def start_search(self, query: str) -> Json:
+    def start_search(self, queries: Sequence[str]) -> Json:
         self._call = {
             "type": "file_search_call",
             "id": new_id("fs"),
             "status": "in_progress",
-            "queries": [query],
+            "queries": list(queries),
             "results": None,
         }
         return self._call

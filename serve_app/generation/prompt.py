@@ -1,13 +1,16 @@
 """The messages for the model. What stays the same from turn to turn comes first, so that vLLM's prefix cache hits.
 
-system     instructions, and how to use sources     the same bytes in every turn
-…          the history, oldest first                grows at its end
-user       sources, then the question               new
+system     instructions, the summary, and how to use sources     the same bytes from one summary to the next
+…          the window, oldest first                              grows at its end
+user       sources, then the question                            new, and from the next turn on in the window as it is
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from serve_app.types import Json, Passage
+import orjson
+
+from serve_app.types import Json, Passage, Window
 
 GUIDANCE = (
     "Answer the question from its numbered sources, briefly. After each statement write the number of its source in"
@@ -19,19 +22,16 @@ NO_SOURCES = "(nothing was found)"
 MAX_CHARACTERS_PER_TOKEN = 32
 """No text has more on average; so a text far too long is known as such without being tokenised."""
 
+SUMMARY = "What was said before, in short:\n"
 
-def build_messages(
-    instructions: str | None,
-    history: Sequence[Json],
-    input_items: Sequence[Json],
-    *,
-    max_history_tokens: int,
-    count_tokens: Callable[[str], int],
-) -> list[Json]:
+
+def build_messages(instructions: str | None, window: Window, input_items: Sequence[Json]) -> list[Json]:
     """Chat messages for OpenAI items. Items that are no messages (a search) are not for the model."""
-    system = [{"role": "system", "content": instructions}] if instructions else []
-    past = _limit_history(list(_to_messages(history)), max_history_tokens, count_tokens)
-    return [*system, *past, *_to_messages(input_items)]
+    summary = SUMMARY + window.summary.text if window.summary else None
+    system = "\n\n".join(text for text in (instructions, summary) if text)
+    past = [message for item in window.items for message in _to_messages([item.body], item.prompt_text)]
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, *past, *_to_messages(input_items)]
 
 
 def add_sources(messages: Sequence[Json], passages: Sequence[Passage]) -> list[Json]:
@@ -42,10 +42,27 @@ def add_sources(messages: Sequence[Json], passages: Sequence[Passage]) -> list[J
     sources = "\n".join(f"[{number}] ({each.filename}) {each.text.strip()}" for number, each in enumerate(passages, 1))
     before = f"Sources:\n{sources or NO_SOURCES}\n\nQuestion: "
     question = max((index for index, each in enumerate(messages) if each.get("role") == "user"), default=None)
-    asked = [_add_text(each, before=before) if index == question else each for index, each in enumerate(messages)]
-    if asked and asked[0].get("role") == "system":
-        return [_add_text(asked[0], after=f"\n\n{GUIDANCE}"), *asked[1:]]
-    return [{"role": "system", "content": GUIDANCE}, *asked]
+    return add_guidance(
+        [_add_text(each, before=before) if index == question else each for index, each in enumerate(messages)]
+    )
+
+
+def question_texts(messages: Sequence[Json], input_items: Iterable[Json]) -> dict[str, str]:
+    """The question with its sources, under the id of its item."""
+    asked = [item["id"] for item in input_items if item.get("role") == "user"]
+    return {asked[-1]: newest_user_text(messages)} if asked else {}
+
+
+def add_guidance(messages: Sequence[Json]) -> list[Json]:
+    """The same messages, the first one with what the model is told about sources."""
+    if messages and messages[0].get("role") == "system":
+        return [_add_text(messages[0], after=f"\n\n{GUIDANCE}"), *messages[1:]]
+    return [{"role": "system", "content": GUIDANCE}, *messages]
+
+
+def prefix_key(messages: Sequence[Json]) -> str:
+    """The same for all prompts that begin alike: it keeps a conversation on the replica that has it in its cache."""
+    return hashlib.sha256(orjson.dumps(messages[:2])).hexdigest()
 
 
 def fit_passages(
@@ -78,28 +95,11 @@ def text_of(content: object) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def _to_messages(items: Iterable[Json]) -> Iterator[Json]:
+def _to_messages(items: Iterable[Json], prompt_text: str | None = None) -> Iterator[Json]:
     for item in items:
         if item.get("type") == "message":
             role = "system" if item["role"] == "developer" else item["role"]
-            yield {"role": role, "content": text_of(item["content"])}
-
-
-def _limit_history(messages: list[Json], max_tokens: int, count_tokens: Callable[[str], int]) -> list[Json]:
-    """The newest messages that fit, whole ones only. An answer whose question no longer fits is left out too."""
-    first = len(messages)
-    left = max_tokens
-    while first > 0:
-        content = messages[first - 1]["content"]
-        if len(content) > left * MAX_CHARACTERS_PER_TOKEN:
-            break
-        left -= count_tokens(content)
-        if left < 0:
-            break
-        first -= 1
-    while first < len(messages) and messages[first]["role"] == "assistant":
-        first += 1
-    return messages[first:]
+            yield {"role": role, "content": prompt_text or text_of(item["content"])}
 
 
 def _add_text(message: Json, *, before: str = "", after: str = "") -> Json:

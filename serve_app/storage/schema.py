@@ -71,6 +71,33 @@ message_facts = Table(
     ForeignKeyConstraint(["log_id", "seq"], ["items.log_id", "items.seq"], onupdate="CASCADE", ondelete="CASCADE"),
 )
 
+# What a log comes to up to and with an item, as the model is told it, in every branch that goes through there. The
+# newest that lies within a past is that past's. Older ones stay, for branches that leave before the newer.
+summaries = Table(
+    "summaries",
+    metadata,
+    Column("log_id", String(80), primary_key=True),
+    Column("seq", Integer, primary_key=True),  # the last item that it covers
+    Column("text", Text, nullable=False),
+    Column("tokens", Integer, nullable=False),
+    Column("model", String(255), nullable=False),  # who wrote it
+    Column("created_at", BigInteger, nullable=False),
+    ForeignKeyConstraint(["log_id", "seq"], ["items.log_id", "items.seq"], onupdate="CASCADE", ondelete="CASCADE"),
+)
+
+# What the model read, or wrote, where that is not the item's own text: a question with its sources, an answer with
+# their numbers. Later prompts repeat it to the byte, so that the engine finds them in its prefix cache.
+prompt_texts = Table(
+    "prompt_texts",
+    metadata,
+    Column("log_id", String(80), primary_key=True),
+    Column("item_id", String(80), primary_key=True),
+    Column("text", Text, nullable=False),
+    ForeignKeyConstraint(
+        ["log_id", "item_id"], ["items.log_id", "items.item_id"], onupdate="CASCADE", ondelete="CASCADE"
+    ),
+)
+
 responses = Table(
     "responses",
     metadata,

@@ -7,7 +7,7 @@ import pytest
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage.database import Database
-from serve_app.types import OpenedTurn, PageQuery, new_id
+from serve_app.types import OpenedTurn, PageQuery, Window, new_id
 from tests.conversation.messages import all_items, answer, ask, count_items, message, question, seqs_of, texts
 
 INTERRUPTED = {"reason": "interrupted"}
@@ -112,7 +112,7 @@ def test_without_store_nothing_is_written_and_the_past_is_read(log: Conversation
     turn = question("q2", previous_response_id=first, store=False)
     opened = log.open_turn(turn)
     assert (texts(opened.history), opened.log_id) == (["q1", "a1"], None)
-    assert log.open_turn(question("q", store=False)) == OpenedTurn((), None)
+    assert log.open_turn(question("q", store=False)) == OpenedTurn(Window(), None)
     assert count_items(database) == stored
     with pytest.raises(NotFound):
         log.get_response(turn.response["id"])

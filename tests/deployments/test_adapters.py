@@ -1,5 +1,6 @@
 """What the adapters make of Ray's handles and metrics, without a cluster."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self, cast
 
@@ -44,8 +45,7 @@ class Handle:
         self.calls = 0
         self.complete = self.stream = self
 
-    def options(self, *, stream: bool) -> Self:
-        assert stream
+    def options(self, **chosen: object) -> Self:
         return self
 
     def remote(self, request: GenerationRequest) -> Stream:
@@ -118,3 +118,46 @@ def test_ray_takes_every_metric_of_the_catalogue() -> None:
 def test_a_label_that_is_forgotten_is_an_error() -> None:
     with pytest.raises(ValueError, match="error"):
         RayMetrics().add(SEARCH_FAILURES)
+
+
+class Recorder:
+    """A handle that remembers how it was set up for the call that was made last."""
+
+    def __init__(self, chosen: dict[str, object] | None = None, calls: list[dict[str, object]] | None = None) -> None:
+        self.chosen = chosen or {}
+        self.calls = calls if calls is not None else []
+
+    def options(self, **chosen: object) -> "Recorder":
+        return Recorder(self.chosen | chosen, self.calls)
+
+    @property
+    def complete(self) -> "Recorder":
+        return self
+
+    stream = complete
+
+    # What comes back is awaited, or iterated and cancelled.
+    def remote(self, request: GenerationRequest) -> Any:
+        self.calls.append(self.chosen)
+        return Events() if self.chosen.get("stream") else asyncio.sleep(0, {"id": request.request_id})
+
+
+class Events:
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self._events()
+
+    async def _events(self) -> AsyncIterator[str]:
+        yield "data: [DONE]\n\n"
+
+    def cancel(self) -> None: ...
+
+
+async def test_requests_of_a_session_ask_for_its_replica() -> None:
+    handle = Recorder()
+    generator = RemoteGenerator(cast(DeploymentHandle[Any], handle), timeout_s=1)
+    request = GenerationRequest({}, "req_1", session_id="conv_1")
+
+    await generator.complete(request)
+    assert [event async for event in generator.stream(request)] == ["data: [DONE]\n\n"]
+
+    assert handle.calls == [{"session_id": "conv_1"}, {"stream": True, "session_id": "conv_1"}]

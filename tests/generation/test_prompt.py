@@ -1,11 +1,22 @@
 """`generation.prompt`: what the model is shown, in which order, within which limits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from serve_app.generation.prompt import GUIDANCE, add_sources, build_messages, fit_passages, newest_user_text, text_of
-from serve_app.types import Json
+from serve_app.generation.prompt import (
+    GUIDANCE,
+    SUMMARY,
+    add_sources,
+    build_messages,
+    fit_passages,
+    newest_user_text,
+    prefix_key,
+    question_texts,
+    text_of,
+)
+from serve_app.types import Json, PastItem, Summary, Window
 from tests.fakes import build_passage, count_words
 
 
@@ -17,10 +28,15 @@ def item(role: str, text: str) -> Json:
 HISTORY = [item("user", "one two"), item("assistant", "three"), item("user", "four five"), item("assistant", "six")]
 
 
-def build(instructions: str | None = "Be brief.", history: list[Json] = HISTORY, limit: int = 100) -> list[Json]:
-    return build_messages(
-        instructions, history, [item("user", "Why?")], max_history_tokens=limit, count_tokens=count_words
-    )
+def past(items: Sequence[Json], summary: str | None = None) -> Window:
+    covered = Summary("conv_1", 1, "msg_0", summary, 3, "m", 1) if summary else None
+    return Window(tuple(PastItem("conv_1", seq, each) for seq, each in enumerate(items, 2)), covered)
+
+
+def build(
+    instructions: str | None = "Be brief.", history: list[Json] = HISTORY, summary: str | None = None
+) -> list[Json]:
+    return build_messages(instructions, past(history, summary), [item("user", "Why?")])
 
 
 def contents(messages: list[Json]) -> list[Any]:
@@ -71,33 +87,32 @@ def test_sources_precede_a_question_made_of_parts() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("limit", "kept"),
-    [
-        (6, ["one two", "three", "four five", "six"]),
-        (5, ["four five", "six"]),  # "three" would fit, but not its question
-        (3, ["four five", "six"]),
-        (2, []),
-        (0, []),
-    ],
-)
-def test_the_oldest_messages_are_left_out(limit: int, kept: list[str]) -> None:
-    assert contents(build(instructions=None, limit=limit))[:-1] == kept
+def test_the_summary_comes_after_the_instructions() -> None:
+    assert build(summary="They met.")[0] == {"role": "system", "content": f"Be brief.\n\n{SUMMARY}They met."}
+    assert build(instructions=None, summary="They met.")[0] == {"role": "system", "content": f"{SUMMARY}They met."}
 
 
-def test_a_message_far_too_long_is_not_tokenised() -> None:
-    counted: list[str] = []
-
-    def count(text: str) -> int:
-        counted.append(text)
-        return 1
-
-    messages = build_messages(
-        None, [item("user", "x" * 10_000)], [item("user", "Why?")], max_history_tokens=100, count_tokens=count
+def test_the_past_is_shown_as_the_model_read_and_wrote_it() -> None:
+    window = Window(
+        (PastItem("conv_1", 1, HISTORY[0], "Sources: x\n\nQuestion: one two"), PastItem("conv_1", 2, HISTORY[1]))
     )
 
-    assert contents(messages) == ["Why?"]
-    assert counted == []
+    assert contents(build_messages(None, window, ())) == ["Sources: x\n\nQuestion: one two", "three"]
+
+
+def test_the_question_with_its_sources_is_kept_under_its_item() -> None:
+    messages = add_sources([{"role": "user", "content": "Why?"}], [build_passage(1, "So.")])
+    asked = {**item("user", "Why?"), "id": "msg_2"}
+
+    assert question_texts(messages, [item("user", "x"), asked]) == {
+        "msg_2": "Sources:\n[1] (1.txt) So.\n\nQuestion: Why?"
+    }
+    assert question_texts(messages, []) == {}
+
+
+def test_prompts_that_begin_alike_have_the_same_key() -> None:
+    assert prefix_key(build()) == prefix_key([*build(), {"role": "user", "content": "And?"}])
+    assert prefix_key(build()) != prefix_key(build("Be long."))
 
 
 def test_what_is_no_message_is_left_out() -> None:
