@@ -20,7 +20,7 @@ from tests.api.conftest import Api
 Operation = APIOperation[Any, Any, Any, Any]
 
 PREFIXES = ("/v1/files", "/v1/vector_stores", "/v1/embeddings", "/v1/models", "/v1/backups")
-OPERATIONS = 37
+OPERATIONS = 38
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "3"))
 """For each operation, of each kind: right and wrong."""
 
