@@ -27,7 +27,7 @@ from serve_app.knowledge.table_files import prepare_restored
 from serve_app.storage import migrations
 from serve_app.storage.database import Database, open_database
 from serve_app.storage.files import sync_folder
-from serve_app.storage.schema import file_batches, files, items, logs, metadata, responses, vector_stores
+from serve_app.storage.schema import file_batches, files, logs, metadata, responses, vector_stores
 from serve_app.types import Json, new_id, now_s
 
 _ROWS_AT_ONCE = 500
@@ -132,7 +132,7 @@ def _require_unchanged(connection: Connection, plan: _Plan) -> None:
 
 
 def _fetch_tables(repository: Repository, contents: Mapping[str, Item], wanted: Wanted, work: Path) -> Tables:
-    unwanted = set() if wanted.store_id is None else {"logs", "items", "responses"}
+    unwanted = set() if wanted.store_id is None else {"logs", *(table.name for table in _tables_of_logs())}
     tables = {}
     for path, item in contents.items():
         name = Path(path).name.removesuffix(".jsonl.gz")
@@ -312,10 +312,14 @@ def _insert_conversations(connection: Connection, tables: Tables) -> int:
         _insert_rows(connection, logs, missing)
         restored.update(row["id"] for row in missing)
         conversations += sum(row["is_conversation"] for row in missing)
-    _insert_rows(connection, items, (row for row in _rows(tables, "items") if row["log_id"] in restored))
-    for batch in _batches(row for row in _rows(tables, "responses") if row["log_id"] in restored):
-        _insert_rows(connection, responses, _without_taken_keys(connection, batch))
+    for table in _tables_of_logs():
+        for batch in _batches(row for row in _rows(tables, table.name) if row["log_id"] in restored):
+            _insert_rows(connection, table, _without_taken_keys(connection, batch) if table is responses else batch)
     return conversations
+
+
+def _tables_of_logs() -> list[Table]:
+    return [table for table in metadata.sorted_tables if "log_id" in table.c]
 
 
 def _without_taken_keys(connection: Connection, rows: Sequence[Json]) -> list[Json]:

@@ -61,8 +61,12 @@ def add_guidance(messages: Sequence[Json]) -> list[Json]:
 
 
 def prefix_key(messages: Sequence[Json]) -> str:
-    """The same for all prompts that begin alike: it keeps a conversation on the replica that has it in its cache."""
-    return hashlib.sha256(orjson.dumps(messages[:2])).hexdigest()
+    """The same for all prompts of a conversation: of what it begins with, up to its first question.
+
+    It keeps the conversation on the replica that has it in its cache.
+    """
+    first = next((index for index, each in enumerate(messages) if each.get("role") == "user"), len(messages))
+    return hashlib.sha256(orjson.dumps(messages[: first + 1])).hexdigest()
 
 
 def fit_passages(

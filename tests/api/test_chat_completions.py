@@ -162,6 +162,31 @@ def test_sources_stand_before_the_question(app: ChatApp) -> None:
     assert app.fakes.retriever.queries[-1].text == "Where?"
 
 
+def test_a_follow_up_is_searched_for_with_the_question_before(app: ChatApp) -> None:
+    asked = searching(app)
+    asked["messages"] = [
+        {"role": "user", "content": "Where does the Rhine flow?"},
+        {"role": "assistant", "content": "Through Basel."},
+        {"role": "user", "content": "And the Aare?"},
+    ]
+
+    post(app, asked)
+
+    searched = {query.text for query in app.fakes.retriever.queries}
+    assert searched == {"And the Aare?", "Where does the Rhine flow? And the Aare?"}
+
+
+def test_a_conversation_keeps_to_one_generator(app: ChatApp) -> None:
+    messages: list[Json] = [{"role": "user", "content": "Where does the Rhine flow?"}]
+    post(app, {"messages": messages})
+    post(app, {"messages": [*messages, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "And?"}]})
+    post(app, {"messages": messages, "user": "maud"})
+
+    first, second, third = (request.session_id for request in app.fakes.generator.requests)
+    assert first == second
+    assert third == "maud"
+
+
 def test_the_other_tools_reach_the_model(app: ChatApp) -> None:
     function = {"type": "function", "function": {"name": "f", "parameters": {}}}
     asked = searching(app, tool_choice="auto")

@@ -259,6 +259,18 @@ def test_the_tool_decides_the_search(app: ChatApp) -> None:
     assert query.ranking.score_threshold == 0.2
 
 
+def test_a_follow_up_shows_what_was_searched_for(app: ChatApp) -> None:
+    first = post(app, input="Where does the Rhine flow?", tools=[file_search(app)])
+    asked: Json = {"input": "And in Basel?", "previous_response_id": first["id"]}
+
+    widened = post(app, **asked, tools=[file_search(app)])
+    app.fakes.generator.deltas = ["Where does the Rhine flow in Basel?"]
+    restated = post(app, **asked, tools=[{**file_search(app), "rewrite_query": True}])
+
+    assert widened["output"][0]["queries"] == ["And in Basel?", "Where does the Rhine flow? And in Basel?"]
+    assert restated["output"][0]["queries"] == ["And in Basel?", "Where does the Rhine flow in Basel?"]
+
+
 def test_no_tool_is_used_if_none_is_chosen(app: ChatApp) -> None:
     post(app, input="Where?", tools=[file_search(app)], tool_choice="none")
 

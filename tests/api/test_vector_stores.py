@@ -372,7 +372,7 @@ def test_a_search_finds_passages_best_first(api: Api) -> None:
 
     page = api.openai.vector_stores.search(
         store.id,
-        query="where?",
+        query=" where?\n",
         max_num_results=5,
         rewrite_query=True,
         filters={"type": "and", "filters": [{"type": "in", "key": "year", "value": [2023, 2024]}]},

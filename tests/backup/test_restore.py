@@ -20,12 +20,13 @@ from serve_app.storage.schema import (
     file_batches,
     files,
     logs,
+    prompt_texts,
     reembeddings,
     responses,
     store_versions,
     vector_store_files,
 )
-from serve_app.types import ForkConversation, Json, PageQuery
+from serve_app.types import ForkConversation, Json, KeepSummary, PageQuery, Summary
 from tests.backup.system import System
 
 CHANGES = ("last_active_at",)
@@ -47,6 +48,10 @@ def fill(system: System) -> str:
     for text in ("one", "two", "three"):
         system.say("conv_1", text)
     system.log.delete_item("conv_1", "msg_two")
+    summary = Summary("conv_1", 1, "msg_one", "They counted.", 2, "m", 1)
+    assert system.log.keep_summary(KeepSummary(summary, None, (("conv_1", 1),)))
+    with system.database.write() as connection:
+        connection.execute(insert(prompt_texts).values(log_id="conv_1", item_id="msg_three", text="Question: three"))
     return store_id
 
 

@@ -113,6 +113,7 @@ def test_the_question_with_its_sources_is_kept_under_its_item() -> None:
 def test_prompts_that_begin_alike_have_the_same_key() -> None:
     assert prefix_key(build()) == prefix_key([*build(), {"role": "user", "content": "And?"}])
     assert prefix_key(build()) != prefix_key(build("Be long."))
+    assert prefix_key(build(None)) == prefix_key(build(None)[:1])
 
 
 def test_what_is_no_message_is_left_out() -> None:
