@@ -107,7 +107,8 @@ def test_what_the_model_read_and_wrote_comes_back_with_its_item(log: Conversatio
     opened = log.open_turn(turn)
     asked = turn.input_items[0]["id"]
     closed = answer(turn, "a1", opened.log_id)
-    log.close_turn(CloseTurn(closed.log_id, closed.response, True, {asked: "Sources: x\n\nQuestion: q1"}))
+    texts = {asked: "Sources: x\n\nQuestion: q1"}
+    log.close_turn(CloseTurn(closed.log_id, closed.response, prompt_texts=texts))
 
     window = log.read_window(conversation_id, 40)
     assert [item.prompt_text for item in window.items] == ["Sources: x\n\nQuestion: q1", None]
@@ -155,20 +156,30 @@ def test_a_summary_that_goes_on_from_a_deleted_one_is_not_stored(log: Conversati
     assert count(database, summaries) == 0
 
 
-def test_a_deleted_conversation_leaves_no_summary(log: ConversationLog, database: Database) -> None:
+def test_a_deleted_conversation_leaves_only_summaries_of_what_a_branch_shares(
+    log: ConversationLog, database: Database
+) -> None:
     conversation_id = log.create_conversation(new_id("conv"), {}, ()).id
     last = [ask(log, f"q{n}", f"a{n}", conversation_id=conversation_id) for n in range(1, 4)][-1]
     window = log.read_window(conversation_id, 40)
     assert log.keep_summary(summary_of(window, 2))
     branch = ask(log, "q5", "a5", previous_response_id=last)
-    assert log.keep_summary(summary_of(log.read_window(branch, 40), 6))
+    assert log.keep_summary(summary_of(log.read_window(branch, 40), 2, "Of the branch."))
+    ask(log, "q4", "a4", conversation_id=conversation_id)
+    assert log.keep_summary(summary_of(log.read_window(conversation_id, 40), 4))
 
     log.delete_conversation(conversation_id)
 
-    assert count(database, summaries) == 0
+    kept = log.read_window(branch, 40).summary
+    assert kept is not None
+    assert kept.text == "Of the branch."
+    assert count(database, summaries) == 2  # of q1 and a1, too, which the branch shares
     assert not log.keep_summary(summary_of(window, 4))
     with pytest.raises(NotFound):
         log.read_window(conversation_id, 40)
+
+    log.delete_response(branch)
+    assert count(database, summaries) == 0
 
 
 def test_a_long_log_is_read_by_two_queries(log: ConversationLog, database: Database) -> None:
