@@ -119,10 +119,11 @@ class ConversationLog:
         """Delete it with its items and its responses. Responses that branched off it keep only what they added."""
         with self._database.write() as connection:
             _require_conversation(connection, conversation_id)
-            forget(connection, conversation_id)
             # Responses before their log, in the order in which `close_turn` locks them.
             connection.execute(delete(responses).where(responses.c.log_id == conversation_id))
             connection.execute(delete(logs).where(logs.c.id == conversation_id))
+            # After the log, which whoever adds a summary locks first.
+            forget(connection, conversation_id)
 
     def append_items(self, append: AppendItems) -> tuple[Json, ...]:
         """Returns the items as stored: those of the first append with this key, without what was deleted since."""
