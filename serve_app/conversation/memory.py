@@ -117,16 +117,15 @@ def add_summary(connection: Connection, kept: KeepSummary) -> bool:
 
 
 def _is_still_so(connection: Connection, kept: KeepSummary) -> bool:
-    # The rows are locked: who deletes one of these items waits, and then finds the new summary and deletes it too.
-    if before := kept.before:
-        query = select(summaries.c.seq).where(summaries.c.log_id == before.log_id, summaries.c.seq == before.seq)
-        if connection.scalar(query.with_for_update(read=True)) is None:
-            return False
+    # The rows are locked: who deletes one of them waits, and then finds the new summary. Items first, as `delete_item`.
     for log_id, group in groupby(kept.folded, key=itemgetter(0)):
         seqs = [seq for _, seq in group]
-        query = select(items.c.seq).where(items.c.log_id == log_id, items.c.seq.in_(seqs), items.c.body.is_not(null()))
-        if len(connection.scalars(query.with_for_update(read=True)).all()) != len(seqs):
+        there = select(items.c.seq).where(items.c.log_id == log_id, items.c.seq.in_(seqs), items.c.body.is_not(null()))
+        if len(connection.scalars(there.with_for_update(read=True)).all()) != len(seqs):
             return False
+    if before := kept.before:
+        query = select(summaries.c.seq).where(summaries.c.log_id == before.log_id, summaries.c.seq == before.seq)
+        return connection.scalar(query.with_for_update(read=True)) is not None
     return True
 
 
@@ -143,4 +142,7 @@ def forget(connection: Connection, place: Point, item_id: str) -> None:
     branches = select(logs.c.id).where(logs.c.parent_id == log_id, logs.c.parent_seq >= seq).cte(recursive=True)
     branches = branches.union_all(select(logs.c.id).where(logs.c.parent_id == branches.c.id))
     covers_it = and_(summaries.c.log_id == log_id, summaries.c.seq >= seq)
-    connection.execute(delete(summaries).where(or_(covers_it, summaries.c.log_id.in_(select(branches.c.id)))))
+    covering = delete(summaries).where(or_(covers_it, summaries.c.log_id.in_(select(branches.c.id))))
+    # One that was added to what is deleted here, while that was waited for, is seen by the next statement only.
+    while connection.execute(covering).rowcount > 0:
+        pass
