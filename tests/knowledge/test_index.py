@@ -73,6 +73,19 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "vectors")
 
 
+def test_maintenance_is_no_change_and_what_comes_after_it_is_one(store: Store) -> None:
+    for number in range(6):
+        store.add(f"file-{number}", *(f"word{number} text {each}" for each in range(30)))
+    recorded = store.writer.version(STORE)
+    assert recorded is not None
+    store.writer.optimize(STORE)  # compacts, and moves the rows of the text's index
+
+    assert not store.writer.has_changed_since(STORE, recorded)
+
+    store.add("file-7", "one more")
+    assert store.writer.has_changed_since(STORE, recorded)
+
+
 def _directions(*degrees: float) -> FloatMatrix:
     """Unit vectors at these angles to (1, 0, 0, 0)."""
     radians = np.radians(degrees)
