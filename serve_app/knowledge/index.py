@@ -279,8 +279,8 @@ class IndexWriter:
             return False
         dataset = table.to_lance()
         for version in range(dataset.version, table_version, -1):
-            # What has been cleaned up (OSError) was not the last that a killed process did. And pylance 13.0 cannot show
-            # a compaction that moved the rows of an index (TypeError): no passage came or went in it.
+            # What has been cleaned up (OSError) was not the last that a killed process did. And pylance 13.0 cannot
+            # show a compaction that moved the rows of an index (TypeError): no passage came or went in it.
             with suppress(OSError, TypeError):
                 if type(dataset.read_transaction(version).operation).__name__ in _CHANGES:
                     return True

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,9 @@ def test_the_yamls_settings_are_in_force(http: httpx.Client) -> None:
 
 
 def test_a_change_under_load_fails_no_request_and_mixes_in_none(http: httpx.Client) -> None:
+    ended = threading.Event()
+    answers: list[tuple[int, int]] = []
+
     def ask(number: int) -> tuple[int, int]:
         body = {
             "messages": [{"role": "user", "content": f"Tell me a story about the number {number}."}],
@@ -50,20 +54,26 @@ def test_a_change_under_load_fails_no_request_and_mixes_in_none(http: httpx.Clie
         revision = int(answer.headers["x-settings"].removeprefix("revision="))
         return revision, answer.json()["usage"]["completion_tokens"]
 
-    def change(number: int) -> int:
+    def keep_asking(thread: int) -> None:
+        while not ended.is_set():
+            answers.append(ask(thread))
+
+    def change() -> int:
         number = http.get(PATH).json()["revision"] + 1
         changed = http.patch(PATH, json={"max_tokens": LENGTHS[number % 2]}).json()
         return int(changed["revision"])
 
-    first = change(0)
+    revisions = [change()]
     with ThreadPoolExecutor(8) as threads:
-        answers = threads.map(ask, range(60))
-        changed = [change(number) for number in range(4)]
-        made = Counter(answers)
+        asking = [threads.submit(keep_asking, thread) for thread in range(8)]
+        revisions += [change() for _ in range(4)]
+        ended.set()
+    for thread in asking:
+        thread.result()
 
-    assert {length for revision, length in made} == set(LENGTHS.values())
-    assert all(length == LENGTHS[revision % 2] for revision, length in made)
-    assert {revision for revision, _ in made} <= {first, *changed}
+    assert {length for _, length in answers} == set(LENGTHS.values())
+    assert all(length == LENGTHS[revision % 2] for revision, length in answers)
+    assert {revision for revision, _ in answers} <= set(revisions)
 
 
 def test_serve_deploy_changes_them_and_restarts_nothing(
