@@ -67,6 +67,8 @@ class Database:
         self._reader = engine.execution_options(**_READ_OPTIONS[self.dialect])
         self._writer = engine.execution_options(**_WRITE_OPTIONS[self.dialect])
         self._sqlite_turn = threading.Lock()
+        self._running = 0
+        self._has_ended = threading.Condition()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -75,14 +77,29 @@ class Database:
             if self.dialect == "sqlite":
                 # SQLite's own wait is a poll with sleeps: threads of one process hand over faster, and fairly.
                 stack.enter_context(self._wait_for_turn())
-            yield stack.enter_context(_transaction(self._writer))
+            yield stack.enter_context(self._transaction(self._writer))
 
     def read(self) -> AbstractContextManager[Connection]:
         """One consistent view of what is committed. Takes no lock that a writer would wait for."""
-        return _transaction(self._reader)
+        return self._transaction(self._reader)
 
     def close(self) -> None:
+        """Waits for the transactions that other threads are in: whoever cancels a request leaves its thread behind."""
+        with self._has_ended:
+            self._has_ended.wait_for(lambda: self._running == 0, LOCK_TIMEOUT_S)
         self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+        with self._has_ended:
+            self._running += 1
+        try:
+            with _transaction(engine) as connection:
+                yield connection
+        finally:
+            with self._has_ended:
+                self._running -= 1
+                self._has_ended.notify_all()
 
     @contextmanager
     def _wait_for_turn(self) -> Iterator[None]:
