@@ -81,4 +81,4 @@ def _index_to_json(index: IndexState) -> Json:
 
 
 def _rounded(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else round(milliseconds, 2)
+    return None if milliseconds is None else float(f"{milliseconds:.3g}")
