@@ -161,10 +161,11 @@ def show(phases: dict[str, list[Phase]]) -> None:
 
 def show_asked_of_ours(phases: Sequence[Phase]) -> None:
     refusals_s = [each.summary.refusal_p95_s for each in phases if each.summary.refused]
-    found("refusals answered within, p95, the worst load", 1e3 * max(refusals_s, default=math.nan), "ms", at_most=100)
+    slowest_ms = 1e3 * max(refusals_s, default=math.nan)
+    found(f"{OURS}: a refusal is answered within, p95 of the worst load", slowest_ms, "ms", at_most=100)
     settled_mb, last_mb = phases[0].rss_mb[1], phases[-1].rss_mb[1]
-    found("growth of memory from the first load to the last", 100 * (last_mb / settled_mb - 1), "%", at_most=5)
-    found("failed, of all loads", sum(each.summary.failed for each in phases), at_most=0)
+    found(f"{OURS}: growth of RSS from the first load to the last", 100 * (last_mb / settled_mb - 1), "%", at_most=5)
+    found(f"{OURS}: failed requests, at all loads", sum(each.summary.failed for each in phases), at_most=0)
 
 
 def row(server: str, phase: Phase, ratio: float) -> str:

@@ -11,6 +11,7 @@ import math
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -271,26 +272,24 @@ class Summary:
 
 
 def summarize(attempts: Sequence[Attempt], seconds: float, limit_s: float = math.inf) -> Summary:
-    ended = {ending: [each for each in attempts if each.ending == ending] for ending in ENDINGS}
-    taken_in = [*ended["answered"], *ended["cut"]]
+    ended = Counter(each.ending for each in attempts)
+    taken_in = [each for each in attempts if each.ending in ("answered", "cut")]
     first_tokens = [each.total_s if each.first_token_s is None else each.first_token_s for each in taken_in]
-    refusals = [each.total_s for each in ended["refused"]]
+    refusals = [each.total_s for each in attempts if each.ending == "refused"]
+    answers = [each for each in attempts if each.ending == "answered"]
     return Summary(
         seconds=seconds,
         offered=len(attempts),
-        answered=len(ended["answered"]),
-        refused=len(ended["refused"]),
-        failed=len(ended["failed"]),
-        cut=len(ended["cut"]),
-        good=sum(each.first_token_s is not None and each.first_token_s <= limit_s for each in ended["answered"]),
+        answered=ended["answered"],
+        refused=ended["refused"],
+        failed=ended["failed"],
+        cut=ended["cut"],
+        good=sum(each.first_token_s is not None and each.first_token_s <= limit_s for each in answers),
         first_token_p50_s=percentile(first_tokens, 50),
         first_token_p95_s=percentile(first_tokens, 95),
         refusal_p50_s=percentile(refusals, 50),
         refusal_p95_s=percentile(refusals, 95),
     )
-
-
-ENDINGS = ("answered", "refused", "failed", "cut")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -190,8 +190,15 @@ def ended_in_time(process: subprocess.Popen[str], budget_s: float) -> Iterator[t
 
 
 def current_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """With a + if the code is not quite that."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    # What the report itself writes is no change of the code.
+    is_changed = git("diff", "--quiet", "HEAD", "--", ".", ":!bench/report").returncode != 0
+    return f"{commit or 'unknown'}{'+' if is_changed else ''}"
 
 
 def describe_machine() -> str:
