@@ -29,6 +29,7 @@ from bench.openloop import (
     Arrival,
     Attempt,
     Chats,
+    Send,
     check,
     in_ms,
     measure_capacity,
@@ -91,7 +92,7 @@ class MixedWork:
         self._numbers = itertools.count()
         self._store_id = ""
         self._conversations: itertools.cycle[str] = itertools.cycle([])
-        self._sends = {
+        self._sends: dict[str, Send] = {
             "chat": self._chats.ask,
             "conversation": self._turn,
             "with documents": self._ask_documents,
