@@ -92,7 +92,7 @@ class MixedWork:
         self._numbers = itertools.count()
         self._store_id = ""
         self._conversations: itertools.cycle[str] = itertools.cycle([])
-        self._sends: dict[str, Send] = {
+        self.sends: dict[str, Send] = {
             "chat": self._chats.ask,
             "conversation": self._turn,
             "with documents": self._ask_documents,
@@ -111,7 +111,7 @@ class MixedWork:
 
     def arrival(self, at_s: float) -> Arrival:
         (kind,) = self._random.choices(list(MIX), list(MIX.values()))
-        return Arrival(at_s, kind, self._sends[kind])
+        return Arrival(at_s, kind, self.sends[kind])
 
     async def send(self, attempt: Attempt) -> None:
         await self.arrival(0).send(attempt)
