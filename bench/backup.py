@@ -82,6 +82,7 @@ def _row(store_id: str, passages: FilePassages) -> Json:
         "store_id": store_id,
         "file_id": passages.file_id,
         "key": passages.file_id,
+        "version": 1,
         "status": "completed",
         "attributes": {},
         "chunking_strategy": {"type": "auto"},

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,9 @@ from bench.servers import OURS, ROOT
 FOLDER = ROOT / "bench" / "report"
 END_S = 150
 """For a bench that is told to end to stop what it has started."""
+
+
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Failed)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ def run_bench(bench: Bench, *, quick: bool) -> Run:
 
 def run_command(command: Sequence[str], environment: dict[str, str], output: Path, budget_s: float) -> str:
     """Run it, show what it says on stderr, and say how it ended. It is interrupted when its time is over."""
-    last = ""
+    said: list[str] = []
     with (
         output.open("wb") as file,
         subprocess.Popen(
@@ -157,11 +161,17 @@ def run_command(command: Sequence[str], environment: dict[str, str], output: Pat
         assert process.stderr
         for line in process.stderr:
             say(f"    {line.rstrip()}")
-            last = line.strip() or last
+            said.append(line.strip())
         process.wait()
     if is_over.is_set():
         return f"over its time of {minutes(budget_s)}"
-    return "done" if process.returncode == 0 else f"failed: {last}"
+    return "done" if process.returncode == 0 else f"failed: {why(said)}"
+
+
+def why(said: Sequence[str]) -> str:
+    """The last error that a process spoke of, else its last words."""
+    errors = [line for line in said if _ERROR.match(line)]
+    return (errors or [*filter(None, said)] or ["it said nothing"])[-1][:200]
 
 
 @contextmanager
@@ -239,8 +249,14 @@ def as_markdown(runs: Sequence[Run], plots: Sequence[str] = ()) -> str:
     for plot in plots:
         lines += [f"![{Path(plot).stem}]({plot})", ""]
     for run in runs:
-        lines += [f"## {run.name}", "", f"`{run.command}`, {run.day}: {run.outcome}.", "", run.output.strip(), ""]
+        lines += [f"## {run.name}", "", f"`{run.command}`, {run.day}: {run.outcome}.", "", as_shown(run.output), ""]
     return "\n".join(lines)
+
+
+def as_shown(output: str) -> str:
+    """What has no table is no Markdown, but aligned lines."""
+    text = output.strip()
+    return text if "|---" in text or not text else f"```\n{text}\n```"
 
 
 def table_rows(run: Run) -> list[str]:

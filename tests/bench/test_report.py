@@ -101,9 +101,15 @@ def test_a_command_that_ends_well_is_done(tmp_path: Path) -> None:
 
 
 def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
-    outcome = run_command(command("raise ValueError('no store')"), {}, tmp_path / "output.md", 60)
+    outcome = run_command(command("raise ValueError('no store\\n[SQL: SELECT]')"), {}, tmp_path / "output.md", 60)
 
     assert outcome == "failed: ValueError: no store"
+
+
+def test_a_command_that_ends_itself_is_quoted(tmp_path: Path) -> None:
+    outcome = run_command(command("import sys; sys.exit('name a folder')"), {}, tmp_path / "output.md", 60)
+
+    assert outcome == "failed: name a folder"
 
 
 def test_a_command_whose_time_is_over_may_clean_up() -> None:
