@@ -7,7 +7,6 @@ the process ends, so that a bench that fails half-way has told what it knew.
 import argparse
 import atexit
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,9 @@ _figures: list[Figure] = []
 _points: list[dict[str, Any]] = []
 
 
-def parse_arguments(parser: argparse.ArgumentParser, given: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and what was asked there as well")
-    arguments = parser.parse_args(given)
+    arguments = parser.parse_args()
     if arguments.json:
         atexit.register(write, arguments.json)
     return arguments
@@ -45,10 +44,8 @@ def parse_arguments(parser: argparse.ArgumentParser, given: Sequence[str] | None
 
 def found(
     what: str, value: float, unit: str = "", *, at_least: float | None = None, at_most: float | None = None
-) -> Figure:
-    figure = Figure(what, value, unit, at_least, at_most)
-    _figures.append(figure)
-    return figure
+) -> None:
+    _figures.append(Figure(what, value, unit, at_least, at_most))
 
 
 def add_point(**point: float | str) -> None:

@@ -79,13 +79,16 @@ def main() -> None:
     generator, engine_environment = read_config(arguments.config)
     yardstick: Yardstick | None = None
     phases: dict[str, list[Phase]] = {}
-    for server in reversed(servers(arguments.config, generator, engine_environment)):
-        if arguments.only and arguments.only.lower() not in server.name.lower():
-            continue
-        with started(server) as process:
-            yardstick, measured = asyncio.run(measure(server, process, generator.model_id, yardstick, arguments))
-        phases[server.name] = measured
-    show(phases)
+    try:
+        for server in reversed(servers(arguments.config, generator, engine_environment)):
+            if arguments.only and arguments.only.lower() not in server.name.lower():
+                continue
+            with started(server) as process:
+                yardstick, measured = asyncio.run(measure(server, process, generator.model_id, yardstick, arguments))
+            phases[server.name] = measured
+    finally:
+        # Whoever of the others fails does not take with it what was measured before.
+        show(phases)
 
 
 async def measure(
