@@ -196,7 +196,10 @@ def ended_in_time(process: subprocess.Popen[str], budget_s: float) -> Iterator[t
             timer.cancel()
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.wait(END_S)
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def current_commit() -> str:
