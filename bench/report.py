@@ -252,7 +252,14 @@ def as_markdown(runs: Sequence[Run], plots: Sequence[str] = ()) -> str:
     for plot in plots:
         lines += [f"![{Path(plot).stem}]({plot})", ""]
     for run in runs:
-        lines += [f"## {run.name}", "", f"`{run.command}`, {run.day}: {run.outcome}.", "", as_shown(run.output), ""]
+        lines += [
+            f"## {run.name}",
+            "",
+            f"`{run.command}`, {run.day}: {run.outcome.removesuffix('.')}.",
+            "",
+            as_shown(run.output),
+            "",
+        ]
     return "\n".join(lines)
 
 
