@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from serve_app.cli import app
 from serve_app.cli.cluster import free_ports
 from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
-from serve_app.storage.database import Database, open_database
+from serve_app.storage.database import Database
 from serve_app.storage.schema import files, store_versions, vector_store_files
+from tests.databases import opened
 from tests.fakes import FakeIndexer, FakeParts, build_passage
 from tests.served.application import wait_until
 from tests.server import serve as serving
@@ -86,7 +87,7 @@ def running_server(folder: Path) -> Iterator[Server]:
     async def check_parts() -> dict[str, str]:
         return {}
 
-    with closing(open_database(config.storage.resolved_database_url)) as database:
+    with opened(config.storage.resolved_database_url) as database:
         fakes = FakeParts(ConversationLog(database, max_cached=10), [PARIS, LYON])
         indexer = InstantIndexer(database)
         parts = replace(fakes.parts, indexer=indexer)

@@ -15,8 +15,9 @@ from serve_app.api.context import Context
 from serve_app.config import ApiConfig, AppConfig, EncoderConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.parts import Parts
-from serve_app.storage.database import Database, open_database
+from serve_app.storage.database import Database
 from tests.api.parts import HashEmbedder, RecordingIndexer, ScriptedRetriever, knowledge_parts
+from tests.databases import opened
 from tests.fakes import LocalSessions
 from tests.server import serve
 
@@ -81,7 +82,7 @@ def running_api(folder: Path) -> Iterator[Api]:
 
 
 def open_test_database(folder: Path) -> closing[Database]:
-    return closing(open_database(StorageConfig(folder=folder).resolved_database_url))
+    return opened(StorageConfig(folder=folder).resolved_database_url)
 
 
 def build_app(
