@@ -67,7 +67,7 @@ def _conversation(row: RowMapping) -> Conversation:
 # --- expiry -------------------------------------------------------------------------------------
 
 
-def select_expired(default_after_s: float | None) -> Select[tuple[str]]:
+def select_expired(default_after_s: float | None) -> Select[str]:
     """Some of the logs of conversations, and of responses outside of any, that have been idle for too long."""
     idle_s = now_s() - logs.c.last_active_at
     has_expired = func.coalesce(logs.c.expires_after_s, default_after_s) <= idle_s

@@ -54,7 +54,7 @@ def running_chat(folder: Path, passages: Sequence[Passage] = ()) -> Iterator[Cha
         with (
             serve(app) as url,
             OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as openai,
-            httpx.Client(base_url=url) as http,
+            httpx.Client(base_url=url, timeout=60) as http,
         ):
             store_id = openai.vector_stores.create(name="rivers").id
             yield ChatApp(url, fakes, openai, http, store_id, app, log, passages)

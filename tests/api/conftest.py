@@ -37,7 +37,7 @@ class Api:
 
     def __post_init__(self) -> None:
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
-        self.http = httpx.Client(base_url=self.url)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def upload(self, name: str = "notes.txt", content: bytes = b"Paris is in France.") -> str:
         return self.openai.files.create(file=(name, content), purpose="assistants").id

@@ -154,9 +154,9 @@ def test_answers_go_on_where_their_generator_was_killed(application: Application
         assert abs(one.usage.total_tokens - other.usage.total_tokens) <= 3
     for prompt, answer in zip(PROMPTS, broken, strict=True):
         assert answer.conversation is not None
-        kept = items_of(client, answer.conversation.id)
-        assert kept == [("user", prompt), ("assistant", answer.output_text)]
-    check_it_goes_on(client, answer.conversation.id, kept)
+        conversation_id, kept = answer.conversation.id, [("user", prompt), ("assistant", answer.output_text)]
+        assert items_of(client, conversation_id) == kept
+    check_it_goes_on(client, conversation_id, kept)
 
 
 def test_a_background_response_outlives_its_gateway(application: Application, client: openai.OpenAI) -> None:
