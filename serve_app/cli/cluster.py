@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from serve_app.cli.haproxy import haproxy_environment
 from serve_app.types import Json
@@ -163,6 +164,15 @@ class RayHead:
         return "".join(self._output.readlines()[-30:])
 
 
+# On a busy machine the dashboard now and then drops a connection. What is asked here may be asked twice.
+_asked_again = retry(
+    retry=retry_if_exception_type((httpx.NetworkError, httpx.RemoteProtocolError)),
+    stop=stop_after_attempt(5),
+    wait=wait_fixed(1),
+    reraise=True,
+)
+
+
 class Dashboard:
     """Ray's HTTP API, as far as Serve needs it."""
 
@@ -190,12 +200,14 @@ class Dashboard:
         root = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
         return root / "ray" / str(version.get("session_name", "session_latest")) / "logs"
 
+    @_asked_again
     def deploy(self, config: Json) -> None:
         """Have Serve run what `config` says, as `serve deploy` does. Raises ClusterError if it is not accepted."""
         answer = self._http.put("/api/serve/applications/", json=config, timeout=120)
         if answer.status_code != 200:
             raise ClusterError(f"Ray Serve does not accept the configuration:\n{answer.text.strip()}")
 
+    @_asked_again
     def applications(self) -> dict[str, Json]:
         answer = self._http.get("/api/serve/applications/")
         answer.raise_for_status()
