@@ -13,6 +13,7 @@ comes from the fence alone.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cachetools import TTLCache
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -20,6 +21,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from serve_app.conversation.items import Point, insert_items
 from serve_app.storage.schema import logs
 from serve_app.types import Json, now_s
+from serve_app.vitals import CacheName, CacheSize
 
 IDLE_S = 3600
 """A log that this process has not written to for so long leaves its memory."""
@@ -127,6 +129,8 @@ def _move_head(connection: Connection, log_id: str, fence: Fence, count: int) ->
 class Fences:
     """The fences of the logs that this process used last. One that is lost, or out of date, costs one more UPDATE."""
 
+    name: ClassVar[CacheName] = "conversations"
+
     def __init__(self, max_cached: int) -> None:
         self._by_log: TTLCache[str, Fence] = TTLCache(max_cached, IDLE_S)
         self._lock = threading.Lock()
@@ -139,6 +143,15 @@ class Fences:
     def keep(self, log: OwnedLog) -> None:
         with self._lock:
             self._by_log[log.id] = log.fence
+
+    def size(self) -> CacheSize:
+        with self._lock:
+            return CacheSize(entries=len(self._by_log))
+
+    async def release(self) -> bool:
+        with self._lock:
+            self._by_log.clear()
+        return True
 
     def count_rejected(self) -> None:
         with self._lock:

@@ -99,13 +99,13 @@ class ConversationLog:
         not heard of any more (`runners.py`) after as many seconds as that takes.
         """
         self._database = database
-        self._fences = Fences(max_cached)
+        self.fences = Fences(max_cached)
         self._stale_after_s = stale_after_s
 
     @property
     def fenced_writes(self) -> int:
         """Writes of this process that the fence refused, and that were done again."""
-        return self._fences.rejected
+        return self.fences.rejected
 
     # --- conversations --------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class ConversationLog:
             created_at = now_s()
             log = new_log(connection, conversation_id, created_at, metadata, None, expires_after_s)
             log.append("create", items)
-        self._fences.keep(log)
+        self.fences.keep(log)
         return Conversation(conversation_id, created_at, metadata, created_at, expires_after_s)
 
     def list_conversations(self, page: PageQuery, metadata: dict[str, str]) -> Page:
@@ -204,7 +204,7 @@ class ConversationLog:
                 raise _not_found("Conversation", fork.conversation_id)
             log = new_log(connection, fork.fork_id, now_s(), fork.metadata, point if point.seq else None)
             forked = _require_conversation(connection, fork.fork_id)
-        self._fences.keep(log)
+        self.fences.keep(log)
         return forked
 
     def list_branches(self, conversation_id: str) -> Json:
@@ -384,7 +384,7 @@ class ConversationLog:
             log = self._branch(connection, turn)
             first_seq = log.append(_input_key(turn), turn.input_items)
             insert_response(connection, turn, log.id, first_seq)
-        self._fences.keep(log)
+        self.fences.keep(log)
         return _Asked(log.id, first_seq)
 
     def _ask_in(self, log: OwnedLog, turn: OpenTurn) -> _Asked:
@@ -500,9 +500,9 @@ class ConversationLog:
         if not is_id(log_id):
             raise missing
         try:
-            return self._owning(log_id, write, missing, self._fences.get)
+            return self._owning(log_id, write, missing, self.fences.get)
         except Fenced:
-            self._fences.count_rejected()
+            self.fences.count_rejected()
             return self._owning(log_id, write, missing, _no_fence)
 
     def _owning(
@@ -514,7 +514,7 @@ class ConversationLog:
                 raise missing
             log = OwnedLog(connection, log_id, fence)
             result = write(log)
-        self._fences.keep(log)
+        self.fences.keep(log)
         return result
 
 

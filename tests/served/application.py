@@ -41,6 +41,11 @@ class Application:
         replicas = answer.json()["applications"]["rayconteur"]["deployments"][deployment]["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
+    def engine_pid(self) -> int:
+        """The process in which vLLM's engine runs, which its replica has started."""
+        replica = psutil.Process(self.replica_pid("Generator"))
+        return next(each.pid for each in replica.children() if "EngineCore" in each.name())
+
     def processes(self) -> list[psutil.Process]:
         """All that `rayconteur serve` has started, and itself."""
         return [self.process, *self.process.children(recursive=True)]
@@ -66,10 +71,11 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
 
 @contextmanager
 def serving(folder: Path, **args: object) -> Iterator[Application]:
-    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these `args:`."""
+    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these of its `args:`."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["applications"][0]["args"] |= args
-    config["applications"][0]["args"]["storage"]["folder"] = str(folder / "data")
+    shipped = config["applications"][0]["args"]
+    for name, changed in {**args, "storage": {"folder": str(folder / "data")}}.items():
+        shipped[name] = {**shipped.get(name, {}), **changed} if isinstance(changed, dict) else changed
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
     ports = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD_PORT), "--ray-port", str(RAY_PORT)]

@@ -1,4 +1,6 @@
-"""Replicas killed with -9 in mid-answer: nothing acknowledged is lost or doubled, nothing hangs, service comes back."""
+"""Replicas killed with -9 in mid-answer, and an engine that stops: nothing acknowledged is lost or doubled, nothing
+hangs, service comes back.
+"""
 
 import json
 import os
@@ -28,9 +30,13 @@ def items_of(client: openai.OpenAI, conversation_id: str) -> list[tuple[str, str
 
 
 def kill_during_an_answer(application: Application, client: openai.OpenAI, deployment: str) -> tuple[str, list[str]]:
-    """Ask for a long streamed answer, kill the replica after a few words, read on. The conversation, and the events."""
+    """Ask for a long streamed answer, kill the replica after a few words, read on. The conversation, and the events.
+
+    Of the generator it is the engine's process that is stopped and never goes on: the replica has to find that out.
+    """
     conversation = client.conversations.create()
     victim = application.replica_pid(deployment)
+    struck, blow = (application.engine_pid(), signal.SIGSTOP) if deployment == "Generator" else (victim, signal.SIGKILL)
     seen: list[str] = []
     deadline = time.monotonic() + HANG_S
 
@@ -39,7 +45,7 @@ def kill_during_an_answer(application: Application, client: openai.OpenAI, deplo
             if line.startswith("event: "):
                 seen.append(line.removeprefix("event: "))
             if seen.count("response.output_text.delta") == 3 and "killed" not in seen:
-                os.kill(victim, signal.SIGKILL)
+                os.kill(struck, blow)
                 seen.append("killed")
             assert time.monotonic() < deadline, f"the stream hangs after {seen[-3:]}"
 
@@ -76,6 +82,8 @@ def test_kill_during_a_streamed_answer(application: Application, client: openai.
 
     # The client saw an end: the stream closed under it (gateway), or a last event that tells the truth.
     assert seen[-1] in ("closed", "response.completed", "response.incomplete", "response.failed", "error")
+    if deployment == "Generator":
+        assert len(seen) - seen.index("killed") > 10, "the answer goes on"
     asked = ("user", "Count from one to one hundred in words.")
     kept = items_of(client, conversation_id)
     assert kept[0] == asked
