@@ -28,16 +28,18 @@ def test_replicas_and_models_are_shown(app: ChatApp) -> None:
     )
     app.fakes.replicas.others = [generator, Silence("Retriever", "there is no replica that could answer")]
     app.openai.vector_stores.search(app.store_id, query="ferry")
-    app.openai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hi"}])
+    with app.openai.responses.create(model=MODEL, input="Hi", stream=True) as stream:
+        assert list(stream)
 
     result = run(app)
 
     assert result.exit_code == 0, result.output
-    words = {line.split()[0]: line for line in result.stdout.splitlines() if line}
-    assert "query_vectors 1 (8 B)" in words["Gateway"]
-    assert "2.0 GB" in words["Generator"]
-    assert "3 running, 1 waiting, KV 25%" in words["Generator"]
-    assert "last minute" in words[MODEL]
+    lines = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
+    assert lines["Generator"] == ["18", "2.0", "GB", "3", "running,", "1", "waiting,", "KV", "25%"]
+    assert lines["Gateway"] == ["17", "100", "B", "query_vectors", "1", "(8", "B)"]
+    assert lines[MODEL] == ["last", "minute", "since", "the", "start"]
+    assert lines["requests"] == ["1", "(0", "cancelled)"] * 2
+    assert lines["first"][:2] == ["token", "p50"]
     assert "Retriever: there is no replica that could answer" in result.stderr
 
 

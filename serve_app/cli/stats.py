@@ -26,8 +26,9 @@ def stats(release: Release = False, url: Url = DEFAULT_URL, api_key: ApiKey = ""
         used, total = size(node["memory_used_bytes"]), size(node["memory_total_bytes"])
         out.print(f"node {node['node'][:8]}: {used} of {total} used, {size(node['rss_bytes'])} of it by these:")
     out.print(_replicas(shown["replicas"]))
-    out.print()
-    out.print(_models(shown["models"]))
+    for model in shown["models"]:
+        out.print()
+        out.print(_model(model))
 
 
 def _replicas(replicas: list[Json]) -> Table:
@@ -43,21 +44,24 @@ def _replicas(replicas: list[Json]) -> Table:
     return table
 
 
-def _models(models: list[Json]) -> Table:
-    headings = ("model", "", "requests", "errors", "tokens/s", "first token", "between", "queue (p50 / p95 ms)")
-    table = Table(*headings, box=None, pad_edge=False)
-    for model in models:
-        for name, key in ((model["model"], "last_minute"), ("", "since_start")):
-            figures = model[key]
-            errors = ", ".join(f"{total} {kind}" for kind, total in figures["errors"].items())
-            times = (_times(figures[time]) for time in ("first_token", "between_tokens", "queue"))
-            speed = f"{figures['output_tokens_per_s']:g}" if key == "last_minute" else ""
-            table.add_row(name, key.replace("_", " "), str(figures["requests"]), errors or "0", speed, *times)
+def _model(model: Json) -> Table:
+    spans = (model["last_minute"], model["since_start"])
+    table = Table(model["model"], "last minute", "since the start", box=None, pad_edge=False)
+    table.add_row("requests", *(f"{each['requests']:,} ({each['cancelled']:,} cancelled)" for each in spans))
+    table.add_row("errors", *(_errors(each["errors"]) for each in spans))
+    for name, key in (("first token", "first_token"), ("between tokens", "between_tokens"), ("in the queue", "queue")):
+        table.add_row(name, *(_times(each[key]) for each in spans))
+    table.add_row("tokens", *(f"{each['output_tokens']:,}" for each in spans))
+    table.add_row("tokens/s", f"{model['last_minute']['output_tokens_per_s']:g}")
     return table
 
 
+def _errors(errors: Json) -> str:
+    return ", ".join(f"{total:,} {kind}" for kind, total in errors.items()) or "0"
+
+
 def _times(times: Json) -> str:
-    return f"{times['p50_ms']:g} / {times['p95_ms']:g}" if times["count"] else ""
+    return f"p50 {times['p50_ms']:g}, p95 {times['p95_ms']:g} ms" if times["count"] else ""
 
 
 def _cache(cache: Json) -> str:
