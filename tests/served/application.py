@@ -44,7 +44,8 @@ class Application:
     def engine_pid(self) -> int:
         """The process in which vLLM's engine runs, which its replica has started."""
         replica = psutil.Process(self.replica_pid("Generator"))
-        return next(each.pid for each in replica.children() if "EngineCore" in each.name())
+        (engine,) = (each for each in replica.children() if "EngineCore" in each.name())
+        return int(engine.pid)
 
     def processes(self) -> list[psutil.Process]:
         """All that `rayconteur serve` has started, and itself."""
