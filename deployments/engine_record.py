@@ -19,7 +19,7 @@ class EngineRecord(StatLoggerBase):  # type: ignore[misc]
         self._counts = counts
         self._schedulers: dict[int, SchedulerStats] = {}
         self._prefix_cache = CachingMetrics()
-        self._kv_cache_tokens = 0
+        self._config: VllmConfig | None = None
 
     def of_engine(self, config: VllmConfig, engine_index: int) -> "EngineRecord":
         """For vLLM, as a factory of stat loggers: it calls this once for each engine, before its first step."""
@@ -45,8 +45,8 @@ class EngineRecord(StatLoggerBase):  # type: ignore[misc]
     def log_engine_initialized(self) -> None: ...
 
     def vitals(self) -> EngineVitals:
-        schedulers = self._schedulers.values()
-        cache = self._config.cache_config
+        assert self._config is not None, "vLLM has begun"
+        schedulers, cache = self._schedulers.values(), self._config.cache_config
         return EngineVitals(
             model=self._model,
             running=sum(each.num_running_reqs for each in schedulers),

@@ -33,11 +33,10 @@ if TYPE_CHECKING:
 
     from deployments.engine_record import EngineRecord
 
+logger = logging.getLogger(__name__)
+
 ERROR_EVENT = 'data: {"error"'
 ENGINE_DEAD = "the model is being restarted: try again shortly"
-
-
-logger = logging.getLogger(__name__)
 
 
 class Generator(Replica):
