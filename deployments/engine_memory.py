@@ -1,8 +1,14 @@
-"""The memory of vLLM's engine, which has processes of its own: asked for, and let go of, from its replica."""
+"""vLLM's engine has processes of its own: their memory, asked for and let go of from the replica, and their end."""
 
+import os
+import select
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, ClassVar
+
+import psutil
 
 from serve_app import vitals
 from serve_app.vitals import CacheName, CacheSize, GpuMemory, Releasable
@@ -23,11 +29,26 @@ class WorkerMemory:
             return None
         return memory.allocated_bytes, memory.peak_bytes, vitals.GpuCache().size().size_bytes or 0
 
+    def rayconteur_end_with(self, replica_pid: int) -> None:
+        """Once the replica is gone, however it went, so is its engine. vLLM's would keep its memory for good."""
+        lineage = [os.getpid(), *(parent.pid for parent in psutil.Process().parents())]
+        # A worker that Ray has started, perhaps on another node, is Ray's to end.
+        if replica_pid in lineage:
+            processes = lineage[: lineage.index(replica_pid)]
+            Thread(target=_kill_after, args=(os.pidfd_open(replica_pid), processes), daemon=True).start()
+
     def rayconteur_empty_gpu_cache(self) -> None:
         vitals.empty_gpu_cache()
 
     def rayconteur_collect_garbage(self) -> None:
         vitals.collect_garbage()
+
+
+def _kill_after(other: int, processes: Sequence[int]) -> None:
+    """`other` is a file descriptor of a process. This one comes first in `processes`, and is killed last."""
+    select.select([other], [], [])
+    for pid in reversed(processes):
+        os.kill(pid, signal.SIGKILL)
 
 
 WORKER_EXTENSION = f"{__name__}.{WorkerMemory.__name__}"
@@ -40,6 +61,9 @@ class EngineMemory:
         self.engine = engine
         self.gpu: GpuMemory | None = None
         self.unused_gpu_bytes: int | None = None
+
+    async def end_with_this_process(self) -> None:
+        await self.engine.collective_rpc("rayconteur_end_with", args=(os.getpid(),))
 
     async def ask(self) -> None:
         """Answered by all workers between two steps of the engine."""

@@ -47,6 +47,7 @@ class Generator(Replica):
         self._engine, self._chat, self._record = await start_engine(config.generator, self._counts)
         self.processes += self.processes[0].children(recursive=True)
         self._memory = EngineMemory(self._engine)
+        await self._memory.end_with_this_process()
         self._pulse = Pulse(self._memory.ask, config.generator.hang_timeout_s)
 
     async def complete(self, request: GenerationRequest) -> Json:
