@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.served.application import Application, wait_until
@@ -136,7 +137,7 @@ def greedy_answers(
 def test_answers_go_on_where_their_generator_was_killed(application: Application, client: openai.OpenAI) -> None:
     unbroken = greedy_answers(client)
     began = threading.Barrier(len(PROMPTS) + 1)
-    victim = application.replica_pid("Generator")
+    victim, engine = application.replica_pid("Generator"), application.engine_pid()
 
     with ThreadPoolExecutor(1) as thread:
         answering = thread.submit(greedy_answers, client.with_options(timeout=3 * HANG_S), began)
@@ -144,6 +145,7 @@ def test_answers_go_on_where_their_generator_was_killed(application: Application
         os.kill(victim, signal.SIGKILL)
         broken = answering.result()
 
+    wait_until(lambda: not psutil.pid_exists(engine), 30, "the engine of the killed replica is gone too")
     reasons = [answer.incomplete_details and answer.incomplete_details.reason for answer in broken]
     assert set(reasons) <= {None, "max_output_tokens"}
     # Where the tokens at the seam can be read in two ways, the model may go on in another.
