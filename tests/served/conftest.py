@@ -9,7 +9,7 @@ from tests.served.application import Application, serving
 MODEL = "smollm2-135m-instruct"
 ENCODER, OTHER_ENCODER = "all-minilm-l6-v2", "two-layers"
 
-HANG_TIMEOUT_S = 15
+HANG_TIMEOUT_S = 20
 """Much longer than a step of this model takes, and short for a test."""
 
 
