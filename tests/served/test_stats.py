@@ -65,10 +65,16 @@ def test_figures_move_with_requests_and_a_release_forgets_the_prompt(client: ope
 
 
 def test_a_release_breaks_no_answer(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Count to fifty in words."}]}
-    undisturbed = client.chat.completions.create(**asked, max_tokens=64, temperature=0).choices[0].message.content
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Count to fifty in words."}],
+        "max_tokens": 64,
+        "temperature": 0,
+        "extra_body": {"ignore_eos": True},
+    }
+    undisturbed = client.chat.completions.create(**asked).choices[0].message.content
     words = []
-    with client.chat.completions.create(**asked, max_tokens=64, temperature=0, stream=True) as stream:
+    with client.chat.completions.create(**asked, stream=True) as stream:
         for number, chunk in enumerate(stream):
             if number == 3:
                 released = of(release(client), "Generator")
