@@ -58,7 +58,7 @@ class GeneratorConfig(_Config):
     """A Hugging Face id, a folder, or `package:NAME` for a Python package that carries the model."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …)."""
-    hang_timeout_s: float = Field(60.0, gt=0)
+    hang_timeout_s: float = Field(120.0, gt=0)
     """An engine that does not end a step for so long is replaced: longer than `max_num_batched_tokens` take."""
 
     @model_validator(mode="after")
