@@ -73,7 +73,7 @@ def kill_during_an_answer(application: Application, client: openai.OpenAI, deplo
     return conversation.id, seen
 
 
-@pytest.mark.parametrize("deployment", ["Sessions", "Gateway"])
+@pytest.mark.parametrize("deployment", ["Sessions", "Gateway", "Generator"])
 def test_kill_during_a_streamed_answer(application: Application, client: openai.OpenAI, deployment: str) -> None:
     conversation_id, seen = kill_during_an_answer(application, client, deployment)
 
