@@ -6,11 +6,13 @@ replica died is made again on another replica, within its deadline; a stream, if
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -38,6 +40,9 @@ from serve_app.types import (
     StoreVersionRef,
     TableState,
 )
+from serve_app.vitals import Released, ReplicaVitals, Silence
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 2.0
 """What a client is told to wait where Ray names no time."""
@@ -144,6 +149,47 @@ class RemoteGenerator:
                 with suppress(RayError, RayServeException):
                     events.cancel()
             await asyncio.sleep(_STREAM_AGAIN_AFTER_S)
+
+
+class RemoteReplicas:
+    """Asks every replica of the deployments behind these handles."""
+
+    def __init__(self, handles: Sequence[DeploymentHandle[Any]], timeout_s: float) -> None:
+        self._handles, self._timeout_s = handles, timeout_s
+
+    async def vitals(self) -> list[ReplicaVitals | Silence]:
+        return await self._ask("vitals", timeout_s=READY_TIMEOUT_S)
+
+    async def release(self, caches: Sequence[str]) -> list[Released | Silence]:
+        return await self._ask("release", tuple(caches), timeout_s=self._timeout_s)
+
+    # What comes back has the type of the replicas' method.
+    async def _ask(self, method: str, *arguments: object, timeout_s: float) -> list[Any]:
+        asking = [_broadcast(handle, method, *arguments, timeout_s=timeout_s) for handle in self._handles]
+        return [answer for answers in await asyncio.gather(*asking) for answer in answers]
+
+
+async def _broadcast(handle: DeploymentHandle[Any], method: str, *arguments: object, timeout_s: float) -> list[Any]:
+    """The answers of all replicas. One that has died meanwhile, and all of them if one is too slow, are a `Silence`."""
+    name = handle.deployment_name
+    try:
+        answers = await handle.broadcast(method, *arguments).results_async(timeout_s=timeout_s, return_exceptions=True)
+    except TimeoutError:
+        return [Silence(name, f"not every replica has answered within {timeout_s:g} s")]
+    except DeploymentUnavailableError:
+        return [Silence(name, "there is no replica that could answer")]
+    failures = [each for each in answers if isinstance(each, Exception)]
+    for failure in failures:
+        logger.warning("a replica of %s does not answer: %s", name, failure)
+    silent = [Silence(name, "a replica has failed: the server's log says how") for _ in failures]
+    return [each for each in answers if not isinstance(each, Exception)] + silent
+
+
+def own_handle() -> DeploymentHandle[Any]:
+    """Of the deployment that this replica is of."""
+    context = serve.get_replica_context()
+    # To look whether there is such a deployment would block the event loop.
+    return serve.get_deployment_handle(context.deployment, context.app_name, _check_exists=False)
 
 
 def remote_sessions(handle: DeploymentHandle[Any], timeout_s: float) -> Sessions:

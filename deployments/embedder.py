@@ -6,14 +6,16 @@ The indexer has an encoder of its own.
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from deployments.replica import Replica
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoders
 from serve_app.knowledge.rerank import load_cross_encoder
 from serve_app.types import FloatMatrix, RerankRequest, Scores
 
 
-class Embedder:
+class Embedder(Replica):
     def __init__(self, config: AppConfig) -> None:
+        super().__init__()
         # All at the start: one that cannot be loaded is noticed when it is deployed, not when a store has moved to it.
         self._encoders = load_encoders(config.encoders)
         self._default = config.encoder.model_id

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,17 +11,21 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.adapters import (
-    RayMetrics,
     RemoteEmbedder,
     RemoteGenerator,
     RemoteIndexer,
+    RemoteReplicas,
     RemoteReranker,
     RemoteRetriever,
+    own_handle,
     part_status,
     remote_sessions,
 )
+from deployments.replica import Replica
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
+from serve_app.counts import Counted, Counts
+from serve_app.generation.counted import CountedGenerator
 from serve_app.generation.settings import UserConfig
 from serve_app.generation.tokens import load_token_counter
 from serve_app.knowledge.query_cache import CachedEmbedder
@@ -29,10 +34,11 @@ from serve_app.metrics import Tally
 from serve_app.models import resolve_model
 from serve_app.parts import Parts
 from serve_app.storage.database import open_database
+from serve_app.vitals import Releasable
 
 
 @serve.ingress()
-class Gateway:
+class Gateway(Replica):
     def __init__(
         self,
         config: AppConfig,
@@ -43,8 +49,11 @@ class Gateway:
         generator: DeploymentHandle[Any],
         indexer: DeploymentHandle[Any],
     ) -> None:
+        super().__init__()
         self._config = config
         self._app: FastAPI | None = None
+        self._counts = Counts()
+        self._caches: tuple[Releasable, ...] = ()
         self._handles = {
             "sessions": sessions,
             "embedder": embedder,
@@ -55,26 +64,35 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this once, after the constructor (`ray.serve.ingress` without an app)."""
-        config, handles = self._config, self._handles
+        config, handles, metrics = self._config, self._handles, self.metrics
         timeout_s = config.api.call_timeout_s
-        metrics = RayMetrics()
         tallies = Counter[Tally]()
         embedder = RemoteEmbedder(handles["embedder"], timeout_s)
+        query_embedder = CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics)
+        self._caches = (query_embedder,)
+        generator = RemoteGenerator(handles["generator"], config.api.request_timeout_s)
         parts = Parts(
             embedder=embedder,
-            query_embedder=CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics),
+            query_embedder=query_embedder,
             retriever=CountedRetriever(RemoteRetriever(handles["retriever"], timeout_s), tallies, metrics),
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
-            generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
+            generator=CountedGenerator(generator, self._counts, metrics),
             sessions=remote_sessions(handles["sessions"], timeout_s),
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
             tallies=tallies,
             reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
             metrics=metrics,
+            replicas=RemoteReplicas([own_handle(), *handles.values()], timeout_s),
         )
         database = open_database(config.storage.resolved_database_url)
         self._app = create_app(config, parts, database, self._check_parts)
         return self._app
+
+    def caches(self) -> Sequence[Releasable]:
+        return (*self._caches, *super().caches())
+
+    def counted(self) -> Counted:
+        return self._counts.read()
 
     async def reconfigure(self, user_config: Any) -> None:  # whatever the YAML holds
         """Serve calls this after the start, and with each `serve deploy` that changes the gateway's `user_config`."""

@@ -7,31 +7,48 @@ takes about nine seconds and 0.8 GB.
 """
 
 import json
+import logging
 import os
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
 
+from deployments.engine_memory import WORKER_EXTENSION, EngineMemory
+from deployments.replica import Replica
 from serve_app.config import AppConfig, GeneratorConfig
+from serve_app.counts import Counted, Counts
 from serve_app.errors import InternalError, InvalidRequest, NotFound, RayconteurError, Unavailable
+from serve_app.generation.pulse import Pulse
 from serve_app.models import resolve_model
 from serve_app.types import GenerationRequest, Json
+from serve_app.vitals import EngineVitals, GpuMemory, Releasable
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from deployments.engine_record import EngineRecord
+
+logger = logging.getLogger(__name__)
+
 ERROR_EVENT = 'data: {"error"'
 ENGINE_DEAD = "the model is being restarted: try again shortly"
 
 
-class Generator:
+class Generator(Replica):
     # Serve awaits a constructor that is async.
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]
-        self._engine, self._chat = await start_engine(config.generator)
+        super().__init__()
+        self._counts = Counts()
+        self._engine, self._chat, self._record = await start_engine(config.generator, self._counts)
+        self.processes += self.processes[0].children(recursive=True)
+        self._memory = EngineMemory(self._engine)
+        await self._memory.end_with_this_process()
+        self._pulse = Pulse(self._memory.ask, config.generator.hang_timeout_s)
 
     async def complete(self, request: GenerationRequest) -> Json:
         """The whole chat completion. Raises `InvalidRequest` for what vLLM refuses, e.g. a prompt over the context."""
@@ -57,8 +74,32 @@ class Generator:
         await self._engine.check_health()
 
     async def check_health(self) -> None:
-        """Ray replaces the replica when this raises, as it does once vLLM's engine process is gone."""
-        await self._engine.check_health()
+        """Ends this process, and the engine's, if the engine is dead or hangs.
+
+        Ray believes an error only when it has come three times, but that a process is gone at once. The requests in
+        flight end or go on as with any replica that is lost.
+        """
+        await super().check_health()
+        try:
+            await self._engine.check_health()
+            await self._pulse.check()
+        except Exception:
+            logger.exception("the engine is replaced")
+            for process in reversed(self.processes):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def caches(self) -> Sequence[Releasable]:
+        return self._memory.caches()
+
+    def engine_vitals(self) -> EngineVitals:
+        return self._record.vitals()
+
+    def counted(self) -> Counted:
+        return self._counts.read()
+
+    def gpu_memory(self) -> GpuMemory | None:
+        return self._memory.gpu
 
     # vLLM's answer is one object, or an async iterator of strings if the payload says `stream`.
     async def _answer(self, request: GenerationRequest) -> Any:
@@ -84,8 +125,10 @@ class Generator:
         return answer
 
 
-async def start_engine(config: GeneratorConfig) -> "tuple[AsyncLLM, OpenAIServingChat]":
-    """Start vLLM's engine as its own server would with the same arguments, with its metrics going to Ray's."""
+async def start_engine(config: GeneratorConfig, counts: Counts) -> "tuple[AsyncLLM, OpenAIServingChat, EngineRecord]":
+    """Start vLLM's engine as its own server would with the same arguments, with its metrics going to Ray's, and what
+    `/v1/stats` says of it to the record and the `counts`.
+    """
     from starlette.datastructures import State
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -94,19 +137,22 @@ async def start_engine(config: GeneratorConfig) -> "tuple[AsyncLLM, OpenAIServin
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
+    from deployments.engine_record import EngineRecord
+
     if current_platform.is_cpu() and "OMP_NUM_THREADS" not in ray.get_runtime_context().runtime_env.get("env_vars", {}):
         # Ray has set it to the replica's `num_cpus`, which are a share for placement here, and no limit.
         os.environ["OMP_NUM_THREADS"] = str(openmp_threads())
     arguments = parse_engine_arguments(config)
     engine_args = AsyncEngineArgs.from_cli_args(arguments)
+    record = EngineRecord(config.model_id, counts)
     engine = AsyncLLM.from_vllm_config(
         engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER),
         usage_context=UsageContext.OPENAI_API_SERVER,
-        stat_loggers=[RayPrometheusStatLogger],
+        stat_loggers=[RayPrometheusStatLogger, record.of_engine],
     )
     state = State()
     await init_app_state(engine, state, arguments, await engine.get_supported_tasks())
-    return engine, state.openai_serving_chat
+    return engine, state.openai_serving_chat, record
 
 
 def openmp_threads() -> int:
@@ -130,7 +176,8 @@ def engine_command_line(config: GeneratorConfig, model: str) -> list[str]:
     line = ["--model", model, "--served-model-name", config.model_id]
     # Without the details a client would not see how much of its prompt came from the cache.
     defaults = {"dtype": fastest_dtype(), "enable_prompt_tokens_details": True}
-    for name, value in (defaults | config.engine).items():
+    ours = {"worker_extension_cls": WORKER_EXTENSION}
+    for name, value in (defaults | config.engine | ours).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             line.append(f"--{flag}" if value else f"--no-{flag}")

@@ -8,12 +8,12 @@ backups have theirs: a deletion waits neither behind a long batch nor behind min
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NoReturn
 
-from deployments.adapters import RayMetrics
+from deployments.replica import Replica
 from serve_app.backup.worker import BackupWorker
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoders
@@ -25,6 +25,7 @@ from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
 from serve_app.types import AttributeChange, Optimization, StoreFileRef, StoreVersionRef, TableState
+from serve_app.vitals import Releasable
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +37,18 @@ _LOOK_EVERY_S = 1.0
 _ENFORCE_EVERY_S = 600
 
 
-class Indexer:
+class Indexer(Replica):
     def __init__(self, config: AppConfig) -> None:
         # A chat that is being answered on the same cores goes first.
         os.nice(_NICENESS)
-        self._metrics = RayMetrics()
+        super().__init__()
         self._database = open_database(config.storage.resolved_database_url)
         encoders = load_encoders(config.encoders)
         file_store = FileStore(self._database, config.storage.files_folder)
-        self._index = IndexWriter(config.storage.vectors_folder, self._metrics)
+        self._index = IndexWriter(config.storage.vectors_folder, self.metrics)
         self._versions = Versions(self._database, self._index, config.retention)
         self._ingestor = Ingestor(
-            self._database, file_store, encoders, self._index, self._versions, config.ingestion, self._metrics
+            self._database, file_store, encoders, self._index, self._versions, config.ingestion, self.metrics
         )
         self._reembedder = Reembedder(
             self._database, file_store, encoders, self._index, self._versions, config.ingestion
@@ -93,8 +94,12 @@ class Indexer:
         """Returns if the loops of all its threads are alive; raises what ended one otherwise."""
         await self.check_health()
 
+    def caches(self) -> Sequence[Releasable]:
+        return (self._index, *super().caches())
+
     async def check_health(self) -> None:
         # Ray calls this soon after the constructor, and then regularly, on the replica's event loop.
+        await super().check_health()
         if not self._loops:
             self._loops = [
                 asyncio.create_task(self._work_off(self._ingestion, self._ingestor.run_once)),
@@ -129,7 +134,7 @@ class Indexer:
     async def _measure(self) -> NoReturn:
         while True:
             try:
-                await asyncio.to_thread(measure, self._database, self._index, self._metrics)
+                await asyncio.to_thread(measure, self._database, self._index, self.metrics)
             except Exception:
                 # What is only for show must not stop the ingestion.
                 logger.exception("the gauges keep their last values")

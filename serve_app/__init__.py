@@ -7,6 +7,8 @@ types.py        the plain values that cross processes
 config.py       `AppConfig`, the `args:` of serve_config.yaml
 models.py       where a model lies on this machine
 metrics.py      what an operator can watch
+counts.py       counts and times of a process, in logarithmic buckets
+vitals.py       what a process takes of the memory, and how it lets go of it
 parts.py        the roles that the request path needs, as Protocols
 events.py       what happens in a turn, and the same again from what is stored
 storage/        the SQL database and the uploaded files

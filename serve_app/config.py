@@ -58,6 +58,14 @@ class GeneratorConfig(_Config):
     """A Hugging Face id, a folder, or `package:NAME` for a Python package that carries the model."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …)."""
+    hang_timeout_s: float = Field(120.0, gt=0)
+    """An engine that does not end a step for so long is replaced: longer than `max_num_batched_tokens` take."""
+
+    @model_validator(mode="after")
+    def _no_other_worker_extension(self) -> "GeneratorConfig":
+        if "worker_extension_cls" in self.engine:
+            raise ValueError("generator.engine must not set worker_extension_cls: it is Rayconteur's own")
+        return self
 
 
 class EncoderConfig(_Config):

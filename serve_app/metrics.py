@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 _SEARCH_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 _MAINTENANCE_BUCKETS_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
@@ -74,6 +75,34 @@ SUMMARY_SECONDS = Metric(
     _MAINTENANCE_BUCKETS_S,
 )
 
+GENERATIONS = Metric("rayconteur_generations", "counter", "Answers that a model was asked for", ("model",))
+GENERATION_FAILURES = Metric(
+    "rayconteur_generation_failures", "counter", "Answers that ended with an error", ("model", "error")
+)
+FIRST_TOKEN_SECONDS = Metric(
+    "rayconteur_first_token_seconds",
+    "histogram",
+    "From asking a model for a streamed answer until its first token is in the gateway",
+    ("model",),
+    _TOKEN_BUCKETS_S,
+)
+BETWEEN_TOKENS_SECONDS = Metric(
+    "rayconteur_between_tokens_seconds",
+    "histogram",
+    "Between two tokens of a streamed answer as the gateway sees them: one mean for each answer",
+    ("model",),
+    _TOKEN_BUCKETS_S,
+)
+
+REPLICA_MEMORY_BYTES = Metric(
+    "rayconteur_replica_memory_bytes", "gauge", "RSS of a replica, and of the processes that it has started"
+)
+GPU_MEMORY_BYTES = Metric(
+    "rayconteur_gpu_memory_bytes", "gauge", "Memory that a replica has allocated on its GPUs", ("kind",)
+)
+CACHE_BYTES = Metric("rayconteur_cache_bytes", "gauge", "What a replica's cache takes", ("cache",))
+CACHE_ENTRIES = Metric("rayconteur_cache_entries", "gauge", "What a replica's cache holds", ("cache",))
+
 CATALOGUE = (
     SEARCH_SECONDS,
     SEARCH_FAILURES,
@@ -89,6 +118,14 @@ CATALOGUE = (
     SUMMARIES,
     SUMMARY_REFUSALS,
     SUMMARY_SECONDS,
+    GENERATIONS,
+    GENERATION_FAILURES,
+    FIRST_TOKEN_SECONDS,
+    BETWEEN_TOKENS_SECONDS,
+    REPLICA_MEMORY_BYTES,
+    GPU_MEMORY_BYTES,
+    CACHE_BYTES,
+    CACHE_ENTRIES,
 )
 
 

@@ -41,6 +41,7 @@ from serve_app.types import (
     Window,
     WithdrawTurn,
 )
+from serve_app.vitals import Released, ReplicaVitals, Silence
 
 
 class Embedder(Protocol):
@@ -248,6 +249,26 @@ class Sessions:
         return answered
 
 
+class Replicas(Protocol):
+    """All replicas of all deployments, this one too. A deployment that does not answer in time is a `Silence`."""
+
+    async def vitals(self) -> Sequence[ReplicaVitals | Silence]: ...
+
+    async def release(self, caches: Sequence[str]) -> Sequence[Released | Silence]:
+        """Let go of these caches, wherever they are."""
+        ...
+
+
+class NoReplicas:
+    """For who has none."""
+
+    async def vitals(self) -> Sequence[ReplicaVitals | Silence]:
+        return ()
+
+    async def release(self, caches: Sequence[str]) -> Sequence[Released | Silence]:
+        return ()
+
+
 class Folds:
     """The folds under way in this process: one at a time for a session, few at once."""
 
@@ -283,4 +304,5 @@ class Parts:
     reranker: Reranker | None = None
     """None if `retrieval.reranker` is not configured."""
     metrics: Metrics = NO_METRICS
+    replicas: Replicas = field(default_factory=NoReplicas)
     folds: Folds = field(default_factory=Folds)

@@ -10,7 +10,9 @@ import numpy as np
 import orjson
 
 from serve_app.conversation.log import ConversationLog
+from serve_app.counts import Counts
 from serve_app.errors import Unavailable
+from serve_app.generation.counted import CountedGenerator
 from serve_app.knowledge.query_cache import CachedEmbedder
 from serve_app.knowledge.statistics import CountedRetriever
 from serve_app.metrics import CATALOGUE, Metric, Tally
@@ -31,6 +33,7 @@ from serve_app.types import (
     TableState,
     WithdrawTurn,
 )
+from serve_app.vitals import Garbage, NodeMemory, Releasable, Released, ReplicaVitals, Silence, release
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 8}}
 
@@ -276,6 +279,35 @@ class LocalSessions(Sessions):
         return await asyncio.to_thread(getattr(self._log, method), *arguments)
 
 
+class FakeReplicas:
+    """One gateway, with what is really counted and kept here; and whatever else a test puts beside it."""
+
+    def __init__(self, counts: Counts, caches: Sequence[Releasable]) -> None:
+        self.others: list[ReplicaVitals | Silence] = []
+        self._counts = counts
+        self._caches = caches
+
+    async def vitals(self) -> Sequence[ReplicaVitals | Silence]:
+        gateway = ReplicaVitals(
+            deployment="Gateway",
+            replica="gateway_1",
+            node="node_1",
+            pid=17,
+            started_at=1_700_000_000.5,
+            rss_bytes=100,
+            node_memory=NodeMemory(total_bytes=1000, used_bytes=400),
+            gpu=None,
+            caches={cache.name: cache.size() for cache in self._caches},
+            counted=self._counts.read(),
+        )
+        return [gateway, *self.others]
+
+    async def release(self, caches: Sequence[str]) -> Sequence[Released | Silence]:
+        done = await release(cache for cache in self._caches if cache.name in caches)
+        silent = [each for each in self.others if isinstance(each, Silence)]
+        return [Released("Gateway", "gateway_1", "node_1", 100, 90, done), *silent]
+
+
 class FakeParts:
     """All parts, sharing one journal. `parts` is what the app is given."""
 
@@ -288,16 +320,19 @@ class FakeParts:
         self.retriever = FakeRetriever(passages, self.journal)
         self.generator = generator or FakeGenerator(self.journal)
         self.sessions = LocalSessions(log, self.journal)
-        tallies = Counter[Tally]()
+        tallies, counts = Counter[Tally](), Counts()
+        query_embedder = CachedEmbedder(self.embedder, 100, tallies)
+        self.replicas = FakeReplicas(counts, [query_embedder, Garbage()])
         self.parts = Parts(
             embedder=self.embedder,
-            query_embedder=CachedEmbedder(self.embedder, 100, tallies),
+            query_embedder=query_embedder,
             retriever=CountedRetriever(self.retriever, tallies),
             indexer=FakeIndexer(),
-            generator=self.generator,
+            generator=CountedGenerator(self.generator, counts),
             sessions=self.sessions,
             count_tokens=count_words,
             tallies=tallies,
+            replicas=self.replicas,
         )
 
 

@@ -23,6 +23,7 @@ from serve_app.api import (
     responses,
     settings,
     statistics,
+    stats,
     transfer,
     vector_stores,
 )
@@ -86,6 +87,7 @@ def create_app(
         vector_stores,
         statistics,
         backups,
+        stats,
     ):
         app.include_router(resource.router)
     app.include_router(health.router)

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from serve_app.api.context import Context, InContext
+from serve_app.counts import Times
 from serve_app.errors import RayconteurError
 from serve_app.knowledge.statistics import add_tallies, load_statistics
 from serve_app.types import IndexState, Json
@@ -27,7 +28,6 @@ async def get_statistics(store_id: str, context: InContext) -> Json:
     await _save_tallies(context)
     statistics = await run_in_threadpool(load_statistics, context.database, store_id)
     table = await context.parts.indexer.describe(store_id)
-    times = statistics.searches
     return {
         "object": "vector_store.statistics",
         "vector_store_id": store_id,
@@ -40,14 +40,7 @@ async def get_statistics(store_id: str, context: InContext) -> Json:
             "vector": _index_to_json(table.vector),
             "text": _index_to_json(table.text),
         },
-        "searches": {
-            "count": times.count,
-            "failed": statistics.failed_searches,
-            "mean_ms": _rounded(times.mean_ms),
-            "p50_ms": _rounded(times.p50_ms),
-            "p95_ms": _rounded(times.p95_ms),
-            "p99_ms": _rounded(times.p99_ms),
-        },
+        "searches": {**times_to_json(statistics.searches), "failed": statistics.failed_searches},
         "query_cache": {"hits": statistics.query_cache_hits, "misses": statistics.query_cache_misses},
     }
 
@@ -78,6 +71,16 @@ async def _save_tallies(context: Context) -> None:
 
 def _index_to_json(index: IndexState) -> Json:
     return {"kind": index.kind, "indexed_rows": index.indexed_rows, "unindexed_rows": index.unindexed_rows}
+
+
+def times_to_json(times: Times) -> Json:
+    return {
+        "count": times.count,
+        "mean_ms": _rounded(times.mean_ms),
+        "p50_ms": _rounded(times.p50_ms),
+        "p95_ms": _rounded(times.p95_ms),
+        "p99_ms": _rounded(times.p99_ms),
+    }
 
 
 def _rounded(milliseconds: float | None) -> float | None:

@@ -14,6 +14,7 @@ from serve_app.cli.ingest import ingest
 from serve_app.cli.insights import insights
 from serve_app.cli.reembed import reembed
 from serve_app.cli.serve import serve
+from serve_app.cli.stats import stats
 from serve_app.cli.stores import stores
 from serve_app.cli.versions import optimize, rollback, versions
 
@@ -32,6 +33,7 @@ app.command()(conversations)
 app.command()(export)
 app.command("import")(import_)
 app.command()(stores)
+app.command()(stats)
 app.command()(insights)
 app.command()(versions)
 app.command()(rollback)

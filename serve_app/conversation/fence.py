@@ -13,7 +13,7 @@ comes from the fence alone.
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from cachetools import TTLCache
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -24,6 +24,7 @@ from serve_app.errors import NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import logs
 from serve_app.types import Json, now_s
+from serve_app.vitals import CacheName, CacheSize
 
 T = TypeVar("T")
 
@@ -133,6 +134,8 @@ def _move_head(connection: Connection, log_id: str, fence: Fence, count: int) ->
 class Fences:
     """The fences of the logs that this process used last. One that is lost, or out of date, costs one more UPDATE."""
 
+    name: ClassVar[CacheName] = "conversations"
+
     def __init__(self, database: Database, max_cached: int) -> None:
         self._database = database
         self._by_log: TTLCache[str, Fence] = TTLCache(max_cached, IDLE_S)
@@ -146,6 +149,15 @@ class Fences:
     def keep(self, log: OwnedLog) -> None:
         with self._lock:
             self._by_log[log.id] = log.fence
+
+    def size(self) -> CacheSize:
+        with self._lock:
+            return CacheSize(entries=len(self._by_log))
+
+    async def release(self) -> bool:
+        with self._lock:
+            self._by_log.clear()
+        return True
 
     def own(self, log_id: str, write: Callable[[OwnedLog], T], missing: NotFound) -> T:
         """Run `write` in one transaction that owns the log, and once more, from its start, if it was fenced.

@@ -99,13 +99,13 @@ class ConversationLog:
         not heard of any more (`runners.py`) after as many seconds as that takes.
         """
         self._database = database
-        self._fences = Fences(database, max_cached)
+        self.fences = Fences(database, max_cached)
         self._stale_after_s = stale_after_s
 
     @property
     def fenced_writes(self) -> int:
         """Writes of this process that the fence refused, and that were done again."""
-        return self._fences.rejected
+        return self.fences.rejected
 
     # --- conversations --------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ class ConversationLog:
             created_at = now_s()
             log = new_log(connection, conversation_id, created_at, metadata, None, expires_after_s)
             log.append("create", items)
-        self._fences.keep(log)
+        self.fences.keep(log)
         return Conversation(conversation_id, created_at, metadata, created_at, expires_after_s)
 
     def list_conversations(self, page: PageQuery, metadata: dict[str, str]) -> Page:
@@ -192,7 +192,7 @@ class ConversationLog:
                 raise not_found("Conversation", fork.conversation_id)
             log = new_log(connection, fork.fork_id, now_s(), fork.metadata, point if point.seq else None)
             forked = require_conversation(connection, fork.fork_id)
-        self._fences.keep(log)
+        self.fences.keep(log)
         return forked
 
     def list_branches(self, conversation_id: str) -> Json:
@@ -332,7 +332,7 @@ class ConversationLog:
         check_json(turn.response)
         response_id = turn.response["id"]
         missing = not_found("Response", response_id)
-        if not self._fences.own(turn.log_id, lambda log: answer_in(log, turn), missing):
+        if not self.fences.own(turn.log_id, lambda log: answer_in(log, turn), missing):
             check_ended_alike(turn.response, self.get_response(response_id))
 
     def withdraw_turn(self, turn: WithdrawTurn) -> None:
@@ -360,7 +360,7 @@ class ConversationLog:
             log = branch(connection, turn, self._stale_after_s)
             first_seq = log.append(input_key(turn), turn.input_items)
             insert_response(connection, turn, log.id, first_seq)
-        self._fences.keep(log)
+        self.fences.keep(log)
         return Asked(log.id, first_seq)
 
     # --- responses ------------------------------------------------------------------------------
@@ -405,4 +405,4 @@ class ConversationLog:
                 raise missing
             return write(log)
 
-        return self._fences.own(conversation_id, write_if_conversation, missing)
+        return self.fences.own(conversation_id, write_if_conversation, missing)

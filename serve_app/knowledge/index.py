@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock, RLock
-from typing import Any
+from typing import Any, ClassVar
 
 import lancedb
 import numpy as np
@@ -38,6 +38,7 @@ from serve_app.knowledge.table import (
     open_session,
     parts_of,
     present,
+    session_size,
 )
 from serve_app.metrics import MAINTENANCE_SECONDS, NO_METRICS, Metrics, timed
 from serve_app.types import (
@@ -48,6 +49,7 @@ from serve_app.types import (
     Optimization,
     TableState,
 )
+from serve_app.vitals import CacheName, CacheSize
 
 logger = logging.getLogger(__name__)
 
@@ -107,16 +109,30 @@ class IndexWriter:
     versions are in the order of the commits.
     """
 
+    name: ClassVar[CacheName] = "index"
+
     def __init__(self, folder: Path, metrics: Metrics = NO_METRICS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._database = lancedb.connect(folder, read_consistency_interval=timedelta(0), session=open_session())
+        self._connect()
         self.lock = RLock()  # two that add columns or make the table at once would refuse each other
         self._metrics = metrics
         self._merging = Lock()  # and so would two that compact it
         self._rota = maintenance.Rota()
         for path in folder.glob("vs_*.lance"):
             self._rota.changed(path.stem, 0)
+
+    def _connect(self) -> None:
+        self._session = open_session()
+        self._database = lancedb.connect(self._folder, read_consistency_interval=timedelta(0), session=self._session)
+
+    def size(self) -> CacheSize:
+        return session_size(self._session)
+
+    async def release(self) -> bool:
+        """Work that is under way keeps what it has opened, to its end."""
+        self._connect()
+        return True
 
     def add(self, name: str, files: Sequence[FilePassages], *, replacing: Collection[str] = ()) -> None:
         """Add files' passages in one commit, which also removes those of the files `replacing`, and what earlier claims

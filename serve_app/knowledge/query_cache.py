@@ -5,6 +5,7 @@ import contextvars
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from cachetools import LRUCache
@@ -12,10 +13,13 @@ from cachetools import LRUCache
 from serve_app.metrics import NO_METRICS, QUERY_CACHE_HITS, QUERY_CACHE_MISSES, Metrics, Tally
 from serve_app.parts import Embedder
 from serve_app.types import FloatMatrix, FloatVector
+from serve_app.vitals import CacheName, CacheSize
 
 
 class CachedEmbedder:
     """Keeps the `max_queries` vectors that were used last. For one event loop."""
+
+    name: ClassVar[CacheName] = "query_vectors"
 
     def __init__(
         self, embedder: Embedder, max_queries: int, tallies: Counter[Tally], metrics: Metrics = NO_METRICS
@@ -40,6 +44,13 @@ class CachedEmbedder:
         for computed in await asyncio.gather(*(asyncio.shield(self._pending[keys[text]]) for text in unknown)):
             known |= computed
         return np.stack([known[text] for text in texts])
+
+    def size(self) -> CacheSize:
+        return CacheSize(len(self._vectors), sum(vector.nbytes for vector in self._vectors.values()))
+
+    async def release(self) -> bool:
+        self._vectors.clear()
+        return True
 
     async def _compute(self, keys: dict[str, bytes], model: str) -> dict[str, FloatVector]:
         try:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lancedb
 import numpy as np
@@ -16,8 +16,9 @@ from lancedb.query import MatchQuery
 
 from serve_app.errors import InvalidRequest
 from serve_app.knowledge.rank import rank
-from serve_app.knowledge.table import RESULT_COLUMNS, Where, checked, open_session, present
+from serve_app.knowledge.table import RESULT_COLUMNS, Where, checked, open_session, present, session_size
 from serve_app.types import FloatVector, Json, Passage, SearchQuery
+from serve_app.vitals import CacheName, CacheSize
 
 _MAX_CANDIDATES = 4096
 """A search looks no deeper for results that are not near-identical."""
@@ -34,14 +35,26 @@ _MAX_OPEN_TABLES = 256
 class IndexReader:
     """Searches stores that another process may be writing. For one event loop."""
 
+    name: ClassVar[CacheName] = "index"
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._session = open_session()
         self._database: Any = None
         self._tables: OrderedDict[tuple[str, int | None], Any] = OrderedDict()
 
     async def ready(self) -> None:
         """Returns if the folder can be read; raises otherwise."""
         await (await self._connect()).list_tables(limit=1)
+
+    def size(self) -> CacheSize:
+        return session_size(self._session)
+
+    async def release(self) -> bool:
+        """Searches that are under way keep what they have opened, to their end."""
+        self._session, self._database = open_session(), None
+        self._tables.clear()
+        return True
 
     async def search(self, query: SearchQuery) -> tuple[Passage, ...]:
         """At most `max_results` passages, best first; () if the store has none.
@@ -93,7 +106,7 @@ class IndexReader:
     async def _connect(self) -> Any:
         if self._database is None:
             self._database = await lancedb.connect_async(
-                self._folder, read_consistency_interval=timedelta(0), session=open_session()
+                self._folder, read_consistency_interval=timedelta(0), session=self._session
             )
         return self._database
 

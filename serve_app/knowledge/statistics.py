@@ -1,19 +1,14 @@
-"""What became of a store's searches: counted in each gateway, added to the database now and then, read out of it.
+"""What became of a store's searches: counted in each gateway, added to the database now and then, read out of it."""
 
-The times of searches are counted in logarithmic buckets, each 5 % wider than the one before, so that a figure is within
-2.5 % of what was measured, from however many gateways and restarts it comes.
-"""
-
-import math
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from serve_app.counts import Times, bucket_of, times_of
 from serve_app.errors import RayconteurError
 from serve_app.knowledge.history import is_found
 from serve_app.metrics import NO_METRICS, SEARCH_FAILURES, SEARCH_SECONDS, Metrics, Tally
@@ -22,22 +17,8 @@ from serve_app.storage.database import Database, Dialect
 from serve_app.storage.schema import search_tallies, store_versions, vector_store_files, vector_stores
 from serve_app.types import Passage, Ranking, SearchQuery
 
-_SHORTEST_S = 1e-6
-_GROWTH = 1.05
-
 # The same function twice, of two types that have no common one.
 _INSERT: dict[Dialect, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-
-
-@dataclass(frozen=True, slots=True)
-class SearchTimes:
-    """Of all searches that were answered, in milliseconds. None: there was no search."""
-
-    count: int
-    mean_ms: float | None
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +26,8 @@ class StoreStatistics:
     documents: int
     """Files that a search finds now; of those with the same content, one."""
     versions: int
-    searches: SearchTimes
+    searches: Times
+    """Of those that were answered."""
     failed_searches: int
     query_cache_hits: int
     query_cache_misses: int
@@ -103,50 +85,17 @@ def load_statistics(database: Database, store_id: str) -> StoreStatistics:
         versions = connection.execute(
             select(func.count()).select_from(store_versions).where(store_versions.c.store_id == store_id)
         ).scalar_one()
-        query = select(search_tallies).where(search_tallies.c.store_id == store_id).order_by(search_tallies.c.bucket)
+        query = select(search_tallies).where(search_tallies.c.store_id == store_id)
         rows = connection.execute(query).all()
     totals = Counter({row.kind: row.total for row in rows if row.kind != "search"})
     return StoreStatistics(
         documents=documents,
         versions=versions,
-        searches=_search_times([(row.bucket, row.total) for row in rows if row.kind == "search"]),
+        searches=times_of({row.bucket: row.total for row in rows if row.kind == "search"}),
         failed_searches=totals["failed_search"],
         query_cache_hits=totals["query_cache_hit"],
         query_cache_misses=totals["query_cache_miss"],
     )
-
-
-def bucket_of(seconds: float) -> int:
-    return max(0, math.floor(math.log(max(seconds, _SHORTEST_S) / _SHORTEST_S, _GROWTH)))
-
-
-def milliseconds_of(bucket: int) -> float:
-    """The middle of a bucket."""
-    return 1e3 * _SHORTEST_S * math.pow(_GROWTH, bucket + 0.5)
-
-
-def _search_times(buckets: Sequence[tuple[int, int]]) -> SearchTimes:
-    """From buckets, shortest first, each with its count."""
-    count = sum(total for _, total in buckets)
-    if not count:
-        return SearchTimes(0, None, None, None, None)
-    return SearchTimes(
-        count,
-        mean_ms=sum(milliseconds_of(bucket) * total for bucket, total in buckets) / count,
-        p50_ms=_percentile(buckets, 0.5 * count),
-        p95_ms=_percentile(buckets, 0.95 * count),
-        p99_ms=_percentile(buckets, 0.99 * count),
-    )
-
-
-def _percentile(buckets: Sequence[tuple[int, int]], rank: float) -> float:
-    """The shortest time that at least `rank` of the searches did not exceed."""
-    below = 0
-    for bucket, total in buckets:
-        below += total
-        if below >= rank:
-            return milliseconds_of(bucket)
-    raise AssertionError("a rank beyond the last search")
 
 
 def _mode(ranking: Ranking) -> str:

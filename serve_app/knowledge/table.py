@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from serve_app.errors import InvalidRequest
 from serve_app.types import AttributeValue, Comparison, Compound, Filter, Json
+from serve_app.vitals import CacheSize
 
 _NAME = re.compile(r"vs_[0-9a-f]+(_[0-9a-f]+)?")
 
@@ -44,6 +45,11 @@ def parts_of(name: str) -> tuple[str, str]:
 def open_session() -> lancedb.Session:
     # By default the caches of one process may grow to 7 GB.
     return lancedb.Session(index_cache_size_bytes=512 * 2**20, metadata_cache_size_bytes=128 * 2**20)
+
+
+def session_size(session: lancedb.Session) -> CacheSize:
+    """Of both caches together, with what of the indices has been read into them."""
+    return CacheSize(session.approx_num_items, session.size_bytes)
 
 
 # --- attributes and filters ----------------------------------------------------------------------

@@ -6,13 +6,16 @@ from typing import Any, Self, cast
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments import adapters
-from deployments.adapters import RayMetrics, RemoteGenerator
+from deployments.adapters import RayMetrics, RemoteGenerator, RemoteReplicas
 from serve_app.errors import InvalidRequest, RayconteurError, Unavailable
 from serve_app.metrics import CATALOGUE, SEARCH_FAILURES, Metrics
 from serve_app.types import GenerationRequest
+from serve_app.vitals import Released, Silence
 
 REQUEST = GenerationRequest({}, "req_1")
 
@@ -161,3 +164,41 @@ async def test_requests_of_a_session_ask_for_its_replica() -> None:
     assert [event async for event in generator.stream(request)] == ["data: [DONE]\n\n"]
 
     assert handle.calls == [{"session_id": "conv_1"}, {"stream": True, "session_id": "conv_1"}]
+
+
+class Broadcasting:
+    """A handle whose replicas each give the next answer, or raise together."""
+
+    def __init__(self, name: str, *answers: object, failure: Exception | None = None) -> None:
+        self.deployment_name = name
+        self.asked: list[tuple[object, ...]] = []
+        self._answers, self._failure = answers, failure
+
+    def broadcast(self, method: str, *arguments: object) -> Self:
+        self.asked.append((method, *arguments))
+        return self
+
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[object]:
+        assert return_exceptions
+        if self._failure:
+            raise self._failure
+        return list(self._answers)
+
+
+async def test_all_replicas_are_asked_and_those_that_fail_are_named() -> None:
+    released = Released("Gateway", "gateway_1", "node_1", 2, 1, ())
+    handles = [
+        Broadcasting("Gateway", released, released),
+        Broadcasting("Embedder", released, ActorDiedError()),
+        Broadcasting("Retriever", failure=TimeoutError()),
+        Broadcasting("Generator", failure=DeploymentUnavailableError(DeploymentID("Generator", "rayconteur"))),
+    ]
+    replicas = RemoteReplicas(cast("list[DeploymentHandle[Any]]", handles), timeout_s=30)
+
+    answers = await replicas.release(["prefix"])
+
+    assert handles[0].asked == [("release", ("prefix",))]
+    assert [each for each in answers if isinstance(each, Released)] == [released] * 3
+    silent = {each.deployment: each.message for each in answers if isinstance(each, Silence)}
+    assert list(silent) == ["Embedder", "Retriever", "Generator"]
+    assert silent["Retriever"] == "not every replica has answered within 30 s"

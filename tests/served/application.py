@@ -42,6 +42,12 @@ class Application:
         replicas = answer.json()["applications"]["rayconteur"]["deployments"][deployment]["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
+    def engine_pid(self) -> int:
+        """The process in which vLLM's engine runs, which its replica has started."""
+        replica = psutil.Process(self.replica_pid("Generator"))
+        (engine,) = (each for each in replica.children() if "EngineCore" in each.name())
+        return int(engine.pid)
+
     def kill(self, *deployments: str) -> None:
         """With -9 the only replica of each, all at once. Returns when others run in their places."""
         victims = {deployment: self.replica_pid(deployment) for deployment in deployments}
@@ -83,10 +89,11 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
 
 @contextmanager
 def serving(folder: Path, **args: object) -> Iterator[Application]:
-    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these `args:`."""
+    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these of its `args:`."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["applications"][0]["args"] |= args
-    config["applications"][0]["args"]["storage"]["folder"] = str(folder / "data")
+    shipped = config["applications"][0]["args"]
+    for name, changed in {**args, "storage": {"folder": str(folder / "data")}}.items():
+        shipped[name] = {**shipped.get(name, {}), **changed} if isinstance(changed, dict) else changed
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
     ports = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD_PORT), "--ray-port", str(RAY_PORT)]

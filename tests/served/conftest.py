@@ -9,6 +9,9 @@ from tests.served.application import Application, serving
 MODEL = "smollm2-135m-instruct"
 ENCODER, OTHER_ENCODER = "all-minilm-l6-v2", "two-layers"
 
+HANG_TIMEOUT_S = 20
+"""Much longer than a step of this model takes, and short for a test."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -22,7 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     folder = tmp_path_factory.mktemp("served")
     other = {"model_id": OTHER_ENCODER, "model_source": write_encoder(folder / "encoder")}
-    with serving(folder, further_encoders=[other]) as application:
+    generator = {"hang_timeout_s": HANG_TIMEOUT_S}
+    with serving(folder, further_encoders=[other], generator=generator) as application:
         yield application
 
 

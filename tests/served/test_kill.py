@@ -1,4 +1,6 @@
-"""Replicas killed with -9 in mid-answer: nothing acknowledged is lost or doubled, nothing hangs, service comes back."""
+"""Replicas killed with -9 in mid-answer, and an engine that stops: nothing acknowledged is lost or doubled, nothing
+hangs, service comes back.
+"""
 
 import json
 import os
@@ -11,9 +13,10 @@ from contextlib import suppress
 
 import httpx
 import openai
+import psutil
 import pytest
 
-from tests.served.application import Application
+from tests.served.application import Application, wait_until
 from tests.served.conftest import MODEL
 
 HANG_S = 120
@@ -28,9 +31,13 @@ def items_of(client: openai.OpenAI, conversation_id: str) -> list[tuple[str, str
 
 
 def kill_during_an_answer(application: Application, client: openai.OpenAI, deployment: str) -> tuple[str, list[str]]:
-    """Ask for a long streamed answer, kill the replica after a few words, read on. The conversation, and the events."""
+    """Ask for a long streamed answer, kill the replica after a few words, read on. The conversation, and the events.
+
+    Of the generator it is the engine's process that is stopped and never goes on: the replica has to find that out.
+    """
     conversation = client.conversations.create()
     victim = application.replica_pid(deployment)
+    struck, blow = (application.engine_pid(), signal.SIGSTOP) if deployment == "Generator" else (victim, signal.SIGKILL)
     seen: list[str] = []
     deadline = time.monotonic() + HANG_S
 
@@ -39,7 +46,7 @@ def kill_during_an_answer(application: Application, client: openai.OpenAI, deplo
             if line.startswith("event: "):
                 seen.append(line.removeprefix("event: "))
             if seen.count("response.output_text.delta") == 3 and "killed" not in seen:
-                os.kill(victim, signal.SIGKILL)
+                os.kill(struck, blow)
                 seen.append("killed")
             assert time.monotonic() < deadline, f"the stream hangs after {seen[-3:]}"
 
@@ -66,12 +73,14 @@ def kill_during_an_answer(application: Application, client: openai.OpenAI, deplo
     return conversation.id, seen
 
 
-@pytest.mark.parametrize("deployment", ["Sessions", "Gateway"])
+@pytest.mark.parametrize("deployment", ["Sessions", "Gateway", "Generator"])
 def test_kill_during_a_streamed_answer(application: Application, client: openai.OpenAI, deployment: str) -> None:
     conversation_id, seen = kill_during_an_answer(application, client, deployment)
 
     # The client saw an end: the stream closed under it (gateway), or a last event that tells the truth.
     assert seen[-1] in ("closed", "response.completed", "response.incomplete", "response.failed", "error")
+    if deployment == "Generator":
+        assert len(seen) - seen.index("killed") > 10, "the answer goes on"
     asked = ("user", "Count from one to one hundred in words.")
     kept = items_of(client, conversation_id)
     assert kept[0] == asked
@@ -135,7 +144,7 @@ def greedy_answers(
 def test_answers_go_on_where_their_generator_was_killed(application: Application, client: openai.OpenAI) -> None:
     unbroken = greedy_answers(client)
     began = threading.Barrier(len(PROMPTS) + 1)
-    victim = application.replica_pid("Generator")
+    victim, engine = application.replica_pid("Generator"), application.engine_pid()
 
     with ThreadPoolExecutor(1) as thread:
         answering = thread.submit(greedy_answers, client.with_options(timeout=3 * HANG_S), began)
@@ -143,6 +152,7 @@ def test_answers_go_on_where_their_generator_was_killed(application: Application
         os.kill(victim, signal.SIGKILL)
         broken = answering.result()
 
+    wait_until(lambda: not psutil.pid_exists(engine), 30, "the engine of the killed replica is gone too")
     reasons = [answer.incomplete_details and answer.incomplete_details.reason for answer in broken]
     assert set(reasons) <= {None, "max_output_tokens"}
     # Where the tokens at the seam can be read in two ways, the model may go on in another.

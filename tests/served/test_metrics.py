@@ -42,20 +42,24 @@ def new_store(client: openai.OpenAI) -> str:
     return store_id
 
 
-def test_searches_and_ingestion_appear_where_prometheus_looks(client: openai.OpenAI) -> None:
+def test_searches_answers_and_ingestion_appear_where_prometheus_looks(client: openai.OpenAI) -> None:
     names = {
         "ray_rayconteur_ingested_files_total": "Indexer",
         "ray_rayconteur_ingested_passages_total": "Indexer",
         "ray_rayconteur_search_seconds_count": "Gateway",
         "ray_rayconteur_query_cache_hits_total": "Gateway",
         "ray_rayconteur_query_cache_misses_total": "Gateway",
+        "ray_rayconteur_generations_total": "Gateway",
+        "ray_rayconteur_first_token_seconds_count": "Gateway",
     }
     before = {name: total(name, deployment=deployment) for name, deployment in names.items()}
     store_id = new_store(client)
     query = f"When does the ferry of {store_id} sail?"
     for _ in range(3):
         client.vector_stores.search(store_id, query=query)
-    expected = dict(zip(names, (1, 1, 3, 2, 1), strict=True))
+    with client.responses.create(input="Hello", max_output_tokens=2, stream=True) as stream:
+        assert list(stream)
+    expected = dict(zip(names, (1, 1, 3, 2, 1, 1, 1), strict=True))
 
     # At least: what an earlier test did may be exported only now.
     def are_added() -> bool:
@@ -63,6 +67,7 @@ def test_searches_and_ingestion_appear_where_prometheus_looks(client: openai.Ope
 
     wait_until(are_added, EXPORT_TIMEOUT_S, f"the metrics show {expected}")
     shown = {sample for page in pages() for sample in page.split() if sample.startswith("ray_rayconteur_")}
-    for gauge in ("ingestion_queue_files", "ingestion_oldest_seconds", "unindexed_rows"):
+    gauges = ("ingestion_queue_files", "ingestion_oldest_seconds", "unindexed_rows", "replica_memory_bytes")
+    for gauge in (*gauges, "cache_bytes", "cache_entries"):
         assert any(sample.startswith(f"ray_rayconteur_{gauge}{{") for sample in shown), gauge
     client.vector_stores.delete(store_id)

@@ -1,0 +1,67 @@
+"""What runs in vLLM's processes, in processes of our own."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from deployments.engine_memory import WorkerMemory
+from tests.served.application import ROOT, wait_until
+
+# The first starts the second, which starts the third: a replica, its engine and the engine's worker.
+CHAIN = """
+import subprocess, sys, time
+from deployments.engine_memory import WorkerMemory
+depth, first = int(sys.argv[1]), int(sys.argv[2])
+if depth < 2:
+    subprocess.Popen([sys.executable, sys.argv[0], str(depth + 1), str(first)])
+else:
+    WorkerMemory().rayconteur_end_with(first)
+    print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    program = tmp_path_factory.mktemp("chain") / "chain.py"
+    program.write_text(CHAIN)
+    command = f"import os, sys; os.execv(sys.executable, [sys.executable, {str(program)!r}, '0', str(os.getpid())])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, text=True, env=environment
+    ) as started:
+        yield started
+        started.kill()
+
+
+def test_the_engine_and_its_workers_end_with_their_replica(replica: subprocess.Popen[str]) -> None:
+    assert replica.stdout is not None
+    assert replica.stdout.readline() == "ready\n"
+    processes = psutil.Process(replica.pid).children(recursive=True)
+    assert len(processes) == 2
+
+    os.kill(replica.pid, signal.SIGKILL)
+
+    wait_until(lambda: not any(is_running(each) for each in processes), 30, "they are gone")
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_process_that_is_not_above_it_is_not_watched() -> None:
+    before = threading.active_count()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        WorkerMemory().rayconteur_end_with(stranger.pid)
+        stranger.communicate(b"\n")
+
+    assert threading.active_count() == before
