@@ -21,13 +21,16 @@ from deployments.adapters import (
 )
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
+from serve_app.generation.cache import CachedGenerator
 from serve_app.generation.settings import UserConfig
 from serve_app.generation.tokens import load_token_counter
 from serve_app.knowledge.query_cache import CachedEmbedder
+from serve_app.knowledge.search_cache import CachedRetriever
 from serve_app.knowledge.statistics import CountedRetriever
+from serve_app.lfu_cache import LfuCache
 from serve_app.metrics import Tally
 from serve_app.models import resolve_model
-from serve_app.parts import Parts
+from serve_app.parts import Generator, Parts, Retriever
 from serve_app.storage.database import open_database
 
 
@@ -60,12 +63,18 @@ class Gateway:
         metrics = RayMetrics()
         tallies = Counter[Tally]()
         embedder = RemoteEmbedder(handles["embedder"], timeout_s)
+        retriever: Retriever = RemoteRetriever(handles["retriever"], timeout_s)
+        generator: Generator = RemoteGenerator(handles["generator"], config.api.request_timeout_s)
+        if config.cache.is_on:
+            cache = LfuCache(config.cache.max_entries, config.cache.max_bytes, metrics)
+            retriever = CachedRetriever(retriever, cache, metrics)
+            generator = CachedGenerator(generator, cache, metrics)
         parts = Parts(
             embedder=embedder,
             query_embedder=CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics),
-            retriever=CountedRetriever(RemoteRetriever(handles["retriever"], timeout_s), tallies, metrics),
+            retriever=CountedRetriever(retriever, tallies, metrics),
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
-            generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
+            generator=generator,
             sessions=remote_sessions(handles["sessions"], timeout_s),
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
             tallies=tallies,

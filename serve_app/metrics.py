@@ -74,6 +74,24 @@ SUMMARY_SECONDS = Metric(
     _MAINTENANCE_BUCKETS_S,
 )
 
+RESPONSE_CACHE_REQUESTS = Metric(
+    "rayconteur_response_cache_requests",
+    "counter",
+    "Answers that may come from the response cache, by whether they did",
+    ("outcome",),
+)
+SAVED_TOKENS = Metric(
+    "rayconteur_response_cache_saved_tokens", "counter", "Tokens that were not generated a second time"
+)
+SEARCH_CACHE_REQUESTS = Metric(
+    "rayconteur_search_cache_requests",
+    "counter",
+    "Searches of one store that may come from the response cache, by whether they did",
+    ("outcome",),
+)
+CACHE_ENTRIES = Metric("rayconteur_response_cache_entries", "gauge", "Answers and searches in the response cache")
+CACHE_BYTES = Metric("rayconteur_response_cache_bytes", "gauge", "What they take, compressed")
+
 CATALOGUE = (
     SEARCH_SECONDS,
     SEARCH_FAILURES,
@@ -89,6 +107,11 @@ CATALOGUE = (
     SUMMARIES,
     SUMMARY_REFUSALS,
     SUMMARY_SECONDS,
+    RESPONSE_CACHE_REQUESTS,
+    SAVED_TOKENS,
+    SEARCH_CACHE_REQUESTS,
+    CACHE_ENTRIES,
+    CACHE_BYTES,
 )
 
 
