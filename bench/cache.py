@@ -2,8 +2,8 @@
 
     python -m bench.cache [--prompts 5] [--repeats 40]
 
-Starts an application of its own. Each prompt is asked once, one after the other, and then again and again; a line of the
-table is one way of asking. Ends with an error if a repeated answer is not a hit, or says anything else.
+Starts an application of its own. Each prompt is asked once, one after the other, and then again and again; a line of
+the table is one way of asking. Ends with an error if a repeated answer is not a hit, or says anything else.
 """
 
 import argparse

@@ -81,7 +81,7 @@ RESPONSE_CACHE_REQUESTS = Metric(
     ("outcome",),
 )
 SAVED_TOKENS = Metric(
-    "rayconteur_response_cache_saved_tokens", "counter", "Tokens that were not generated a second time"
+    "rayconteur_response_cache_saved_tokens", "counter", "Tokens of answers that were not generated again"
 )
 SEARCH_CACHE_REQUESTS = Metric(
     "rayconteur_search_cache_requests",

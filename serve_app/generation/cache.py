@@ -79,18 +79,17 @@ class CachedGenerator:
             self._note("shared")
         else:
             self._note("miss")
-            flight = self._flights[key] = _Flight(request, write(request))
-            flight.task.add_done_callback(partial(self._land, key, flight))
+            flight = self._flights[key] = _Flight(request, write(request), partial(self._land, key))
         async with aclosing(flight.read()) as texts:
             async for text in texts:
                 yield text if flight.request is request else _renamed(text, flight.id, request)
         if flight.request is not request and flight.answer:
             self._metrics.add(SAVED_TOKENS, flight.answer.tokens)
 
-    def _land(self, key: bytes, flight: "_Flight", task: asyncio.Task[None]) -> None:
+    def _land(self, key: bytes, flight: "_Flight") -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
-        if not task.cancelled() and not task.exception() and flight.answer:
+        if flight.answer:
             self._kept.keep(key, flight.answer)
 
     def _note(self, became: Outcome, saved_tokens: int = 0) -> None:
@@ -102,25 +101,27 @@ class CachedGenerator:
 class _Flight:
     """An answer that is being written. It is its readers' together: when the last one leaves, the model is stopped."""
 
-    def __init__(self, request: GenerationRequest, source: AsyncIterator[str]) -> None:
+    def __init__(
+        self, request: GenerationRequest, source: AsyncIterator[str], land: Callable[["_Flight"], None]
+    ) -> None:
+        """`land` is called at the end, before any reader sees it."""
         self.request = request
-        self.texts: list[str] = []
+        self.answer: _Answer | None = None
+        """Once it has landed, and if it is whole."""
+        self._texts: list[str] = []
+        self._land = land
+        self._has_landed = False
         self._readers = 0
         self._news = asyncio.Event()
         # In an empty context Ray Serve takes the call for nobody's, and does not cancel it with one reader's request.
-        self.task = asyncio.create_task(self._write(source), context=contextvars.Context())
-        self.task.add_done_callback(lambda _: self._tell())
+        self._task = asyncio.create_task(self._write(source), context=contextvars.Context())
+        self._task.add_done_callback(self._end)
 
     @cached_property
     def id(self) -> str:
         """As the model wrote it. There must be a text."""
-        written: str = next(parse_chunks(self.texts[0]))["id"]
+        written: str = next(parse_chunks(self._texts[0]))["id"]
         return written
-
-    @cached_property
-    def answer(self) -> "_Answer | None":
-        """What the texts make up. There must be no more to come."""
-        return _whole(self.texts)
 
     def can_be_joined(self, request: GenerationRequest) -> bool:
         """Not one that was given up, nor one that stands behind the request in the queue."""
@@ -133,27 +134,34 @@ class _Flight:
             position = 0
             while True:
                 news = self._news
-                while position < len(self.texts):
-                    yield self.texts[position]
+                while position < len(self._texts):
+                    yield self._texts[position]
                     position += 1
-                if self.task.done():
+                if self._has_landed:
                     break
                 await news.wait()
-            self.task.result()
+            self._task.result()
         finally:
             self._readers -= 1
-            if not self._readers and not self.task.done():
-                self.task.cancel()
+            if not self._readers and not self._task.done():
+                self._task.cancel()
                 with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-                    await asyncio.wait([self.task])
+                    await asyncio.wait([self._task])
 
     async def _write(self, source: AsyncIterator[str]) -> None:
         try:
             async for text in source:
-                self.texts.append(text)
+                self._texts.append(text)
                 self._tell()
         finally:
             await close(source)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and not task.exception():
+            self.answer = _whole(self._texts)
+        self._land(self)
+        self._has_landed = True
+        self._tell()
 
     def _tell(self) -> None:
         self._news.set()
