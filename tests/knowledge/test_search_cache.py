@@ -141,6 +141,8 @@ class World:
         self.library = Moving(root, self.database, encoder)
         self.library.versions = self.versions = Watched(self.database, self.library.index, RetentionConfig())
         self.versions.watch = lambda: self.search(None)
+        # A use of the store is written down once a minute, and SQLite has one writer: not in the midst of a change.
+        self.library.catalog.require_stores([STORE])
         self.cached = CachedRetriever(self.library.reader, LfuCache(1000, 10**7))
         self.loop = asyncio.Runner()
         self.files = 0
