@@ -226,6 +226,9 @@ class World:
             change() if change != self.library.ingest else self.restart()
 
     def restart(self) -> None:
+        if self.files % 2:
+            # A client has called it off meanwhile: nobody does it again.
+            self.library.catalog.stop_ingestion(STORE, f"file-{self.files}")
         self.versions.undo_unrecorded()
         self.library.ingestor().take_over()
         self.library.ingest()
