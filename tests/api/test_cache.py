@@ -169,7 +169,8 @@ def test_a_hit_keeps_its_citations_and_a_change_of_the_store_is_seen(
         assert second[1] == first[1]
     assert len(cached.app.fakes.retriever.queries) == 1
 
-    cached.app.fakes.retriever.passages = (build_passage(2, "The Rhine also flows through Bonn."), RHINE)
+    bonn = replace(build_passage(2, "The Rhine also flows through Bonn."), score=1.0)
+    cached.app.fakes.retriever.passages = (bonn, RHINE)
     cached.record(version=2)
     third = cached.ask(path, **asked)
 
