@@ -27,6 +27,10 @@ def items_of(client: openai.OpenAI, conversation_id: str) -> list[tuple[str, str
     ]
 
 
+WRITTEN_ANEW = {"cache-control": "no-cache"}
+"""Or an answer that has been given before would be over before anything is killed."""
+
+
 def kill_during_an_answer(application: Application, client: openai.OpenAI, deployment: str) -> tuple[str, list[str]]:
     """Ask for a long streamed answer, kill the replica after a few words, read on. The conversation, and the events."""
     conversation = client.conversations.create()
@@ -53,7 +57,7 @@ def kill_during_an_answer(application: Application, client: openai.OpenAI, deplo
     }
     with (
         httpx.Client(timeout=HANG_S) as http,
-        http.stream("POST", f"{application.url}/v1/responses", json=body) as response,
+        http.stream("POST", f"{application.url}/v1/responses", json=body, headers=WRITTEN_ANEW) as response,
     ):
         assert response.status_code == 200
         try:
@@ -109,7 +113,7 @@ def greedy_answers(
     def ask(prompt: str) -> openai.types.responses.Response:
         deltas = []
         with client.responses.create(
-            model=MODEL, input=prompt, max_output_tokens=96, temperature=0, stream=True
+            model=MODEL, input=prompt, max_output_tokens=96, temperature=0, stream=True, extra_headers=WRITTEN_ANEW
         ) as stream:
             for event in stream:
                 if event.type == "response.output_text.delta":
