@@ -113,7 +113,7 @@ class _Flight:
         self._has_landed = False
         self._readers = 0
         self._news = asyncio.Event()
-        # In an empty context Ray Serve takes the call for nobody's, and does not cancel it with one reader's request.
+        # In an empty context Ray Serve takes the call for nobody's: one reader's leaving does not cancel it.
         self._task = asyncio.create_task(self._write(source), context=contextvars.Context())
         self._task.add_done_callback(self._end)
 
@@ -157,11 +157,13 @@ class _Flight:
             await close(source)
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and not task.exception():
-            self.answer = _whole(self._texts)
-        self._land(self)
-        self._has_landed = True
-        self._tell()
+        try:
+            if not task.cancelled() and not task.exception():
+                self.answer = _whole(self._texts)
+        finally:
+            self._has_landed = True
+            self._land(self)
+            self._tell()
 
     def _tell(self) -> None:
         self._news.set()

@@ -130,7 +130,7 @@ class Echo:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(_PAYLOADS, min_size=1, max_size=30))
+@given(st.lists(_PAYLOADS, min_size=1, max_size=15))
 def test_no_two_different_payloads_share_an_entry(payloads: list[Json]) -> None:
     async def ask_all() -> None:
         echo = Echo()
@@ -251,6 +251,31 @@ async def test_the_first_reader_may_be_cancelled(cached: Cached) -> None:
     assert not cached.model.closed.is_set()
     await other.aclose()
     assert cached.model.closed.is_set()
+
+
+async def test_when_the_last_one_who_waits_for_a_completion_leaves_the_model_is_stopped(cached: Cached) -> None:
+    cached.model.stalls = True
+    waiting = [asyncio.create_task(cached.complete()) for _ in range(3)]
+    await asyncio.to_thread(cached.model.stalled.wait)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+
+    cached.model.stalls = False
+    assert (await cached.complete())[0] == "miss"
+    assert len(cached.model.requests) == 2
+
+
+async def test_a_model_that_writes_what_is_no_answer_leaves_nobody_waiting(cached: Cached) -> None:
+    class Odd(FakeGenerator):
+        async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
+            yield 'data: {"no": "answer"}\n\ndata: [DONE]\n\n'
+
+    generator = CachedGenerator(Odd(), cached.kept)
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+
+    assert len([event async for event in generator.stream(cached.request())]) == 1
+    assert len(cached.kept) == 0
 
 
 async def test_when_the_last_reader_leaves_the_model_is_stopped_and_nothing_is_kept(cached: Cached) -> None:
