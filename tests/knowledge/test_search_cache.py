@@ -22,6 +22,7 @@ from serve_app.lfu_cache import LfuCache
 from serve_app.storage.database import open_database
 from serve_app.types import (
     AttributeChange,
+    AttributeValue,
     Comparison,
     FloatVector,
     Passage,
@@ -201,7 +202,7 @@ class World:
     def colour(self, number: int) -> None:
         if file_id := self.found(number):
             self.files += 1
-            attributes = {"colour": ("red", "blue")[self.files % 2]}
+            attributes: dict[str, AttributeValue] = {"colour": ("red", "blue")[self.files % 2]}
             self.library.catalog.update_attributes(STORE, file_id, attributes)
             self.tried(lambda: self.versions.update_attributes(AttributeChange(STORE, file_id, attributes)))
 
@@ -209,15 +210,15 @@ class World:
         kept = self.library.catalog.list_versions(STORE)
         if kept:
             version = kept[min(number, len(kept) - 1)]["version"]
-            self.tried(lambda: self.versions.roll_back(StoreVersionRef(STORE, version)) and None)
+            self.tried(lambda: self.versions.roll_back(StoreVersionRef(STORE, version)))
 
     def move(self, number: int) -> None:
         self.tried(lambda: self.library.move((ENCODER, NARROW)[number % 2]) if self.is_elsewhere(number) else None)
 
     def optimize(self, number: int) -> None:
-        self.tried(lambda: self.versions.optimize(STORE) and None)
+        self.tried(lambda: self.versions.optimize(STORE))
 
-    def tried(self, change: Callable[[], None]) -> None:
+    def tried(self, change: Callable[[], object]) -> None:
         """If it fails, the client asks again, or the indexer is started anew: somebody is told in the end."""
         try:
             change()
