@@ -92,9 +92,8 @@ def test_a_hit_equals_the_first_answer_and_a_new_document_makes_a_new_one(
 
 async def test_a_hundred_at_once_are_one_generation(application: Application) -> None:
     application.wait_until_ready()
-    name = "ray_vllm_request_success_total"
     outcomes = "ray_rayconteur_response_cache_requests_total"
-    before = await asyncio.to_thread(lambda: (total(name), total(outcomes, outcome="shared")))
+    before = await asyncio.to_thread(total, outcomes, outcome="shared")
     asked = {"messages": [{"role": "user", "content": "Count to one hundred."}], "temperature": 0}
 
     async with httpx.AsyncClient(base_url=application.url, timeout=180) as http:
@@ -108,6 +107,5 @@ async def test_a_hundred_at_once_are_one_generation(application: Application) ->
     assert len({answer.json()["id"] for answer in answers}) == 100
     shared = shown.count("shared")
     await asyncio.to_thread(
-        wait_until, lambda: total(outcomes, outcome="shared") >= before[1] + shared, EXPORT_TIMEOUT_S, "the metric"
+        wait_until, lambda: total(outcomes, outcome="shared") >= before + shared, EXPORT_TIMEOUT_S, "the metric"
     )
-    assert total(name) - before[0] <= 1
