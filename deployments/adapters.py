@@ -249,6 +249,10 @@ async def _call(method: Any, *arguments: object, timeout_s: float) -> Any:
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline_s - time.monotonic()):
                 return await response
+        except asyncio.CancelledError:
+            # Ray itself cancels only what belongs to a request of its own.
+            response.cancel()
+            raise
         except TimeoutError:
             response.cancel()
             raise Timeout(f"a part of the service did not answer within {timeout_s:g} s: try again") from None

@@ -25,14 +25,17 @@ from deployments.replica import Replica
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
 from serve_app.counts import Counted, Counts
+from serve_app.generation.cache import CachedGenerator
 from serve_app.generation.counted import CountedGenerator
 from serve_app.generation.settings import UserConfig
 from serve_app.generation.tokens import load_token_counter
 from serve_app.knowledge.query_cache import CachedEmbedder
+from serve_app.knowledge.search_cache import CachedRetriever
 from serve_app.knowledge.statistics import CountedRetriever
+from serve_app.lfu_cache import LfuCache
 from serve_app.metrics import Tally
 from serve_app.models import resolve_model
-from serve_app.parts import Parts
+from serve_app.parts import Generator, Parts, Retriever
 from serve_app.storage.database import open_database
 from serve_app.vitals import Releasable
 
@@ -70,13 +73,20 @@ class Gateway(Replica):
         embedder = RemoteEmbedder(handles["embedder"], timeout_s)
         query_embedder = CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics)
         self._caches = (query_embedder,)
-        generator = RemoteGenerator(handles["generator"], config.api.request_timeout_s)
+        retriever: Retriever = RemoteRetriever(handles["retriever"], timeout_s)
+        generator: Generator = RemoteGenerator(handles["generator"], config.api.request_timeout_s)
+        generator = CountedGenerator(generator, self._counts, metrics)
+        if config.cache.is_on:
+            cache = LfuCache(config.cache.max_entries, config.cache.max_bytes)
+            self._caches = (cache, query_embedder)
+            retriever = CachedRetriever(retriever, cache, metrics)
+            generator = CachedGenerator(generator, cache, metrics)
         parts = Parts(
             embedder=embedder,
             query_embedder=query_embedder,
-            retriever=CountedRetriever(RemoteRetriever(handles["retriever"], timeout_s), tallies, metrics),
+            retriever=CountedRetriever(retriever, tallies, metrics),
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
-            generator=CountedGenerator(generator, self._counts, metrics),
+            generator=generator,
             sessions=remote_sessions(handles["sessions"], timeout_s),
             count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
             tallies=tallies,

@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import NoReturn
 
 from deployments.replica import Replica
@@ -83,9 +82,7 @@ class Indexer(Replica):
         await self._change(lambda: self._index.drop(store_id))
 
     async def optimize(self, store_id: str) -> Optimization:
-        table = await asyncio.to_thread(self._versions.table, store_id)
-        work = partial(self._index.optimize, table)
-        return await asyncio.get_running_loop().run_in_executor(self._maintenance, work)
+        return await asyncio.get_running_loop().run_in_executor(self._maintenance, self._versions.optimize, store_id)
 
     async def describe(self, store_id: str) -> TableState:
         return await asyncio.to_thread(lambda: self._index.describe(self._versions.table(store_id)))

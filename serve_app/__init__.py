@@ -10,12 +10,14 @@ metrics.py      what an operator can watch
 counts.py       counts and times of a process, in logarithmic buckets
 vitals.py       what a process takes of the memory, and how it lets go of it
 parts.py        the roles that the request path needs, as Protocols
+lfu_cache.py    values in memory, of which those that are asked for most stay
 events.py       what happens in a turn, and the same again from what is stored
 storage/        the SQL database and the uploaded files
 knowledge/      parse → split → encode → index → search, and the jobs of the indexer
 conversation/   the fenced, append-only log: what is acknowledged is never lost or doubled
 backup/         snapshots of all of the above while it goes on, and back
-generation/     the prompt, the settings in force, the answer and how it goes on where a replica died, its citations
+generation/     the prompt, the settings in force, the answer and how it goes on where a replica died, its citations,
+                answers that were given before
 memory.py       what of a conversation the model sees, and how the rest is folded
 search.py       from a question in its conversation to passages
 chat.py         one question and its answer: read `reply` first if you read only one thing

@@ -46,6 +46,7 @@ from serve_app.memory import Session, fit, fit_input, fold, grown, is_full, kept
 from serve_app.parts import Parts, Sessions
 from serve_app.search import Search, build_queries, find_passages
 from serve_app.types import (
+    CacheUse,
     CloseTurn,
     GenerationRequest,
     Json,
@@ -71,6 +72,7 @@ class Turn:
     priority: int = 0
     job_fence: int | None = None
     """Of a background response: what its job is held under. It has no client that could leave it."""
+    cache: CacheUse = "off"
 
     @property
     def cites(self) -> bool:
@@ -123,7 +125,7 @@ async def reply(
 
         session = _session(opened, turn, messages)
         payload = {**turn.sampling, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-        request = GenerationRequest(payload, turn.request_id, turn.priority, session.session_id)
+        request = GenerationRequest(payload, turn.request_id, turn.priority, session.session_id, turn.cache)
         async with aclosing(generate(parts.generator, request, answer, deadline, parts.count_tokens)) as stream:
             async for events in stream:
                 for chunk in parse_chunks(events):

@@ -134,6 +134,19 @@ class SessionsConfig(_Config):
         return None if self.expire_after_days is None else self.expire_after_days * 86_400
 
 
+class CacheConfig(_Config):
+    """The response cache of a gateway replica. With either at 0 there is none."""
+
+    max_entries: int = Field(10_000, ge=0)
+    """Answers, and searches of a store."""
+    max_bytes: int = Field(64 * 2**20, ge=0)
+    """That these take in memory, compressed."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.max_entries > 0 and self.max_bytes > 0
+
+
 class ApiConfig(_Config):
     max_upload_bytes: int = Field(100 * 2**20, ge=1)
     """A larger upload gets a 413."""
@@ -169,6 +182,7 @@ class AppConfig(_Config):
     retention: RetentionConfig = RetentionConfig()
     ingestion: IngestionConfig = IngestionConfig()
     sessions: SessionsConfig = SessionsConfig()
+    cache: CacheConfig = CacheConfig()
     api: ApiConfig = ApiConfig()
     backup: BackupConfig = BackupConfig()
 

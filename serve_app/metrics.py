@@ -102,6 +102,21 @@ GPU_MEMORY_BYTES = Metric(
 )
 CACHE_BYTES = Metric("rayconteur_cache_bytes", "gauge", "What a replica's cache takes", ("cache",))
 CACHE_ENTRIES = Metric("rayconteur_cache_entries", "gauge", "What a replica's cache holds", ("cache",))
+RESPONSE_CACHE_REQUESTS = Metric(
+    "rayconteur_response_cache_requests",
+    "counter",
+    "Answers that may come from the response cache, by whether they did",
+    ("outcome",),
+)
+SAVED_TOKENS = Metric(
+    "rayconteur_response_cache_saved_tokens", "counter", "Tokens of answers that were not generated again"
+)
+SEARCH_CACHE_REQUESTS = Metric(
+    "rayconteur_search_cache_requests",
+    "counter",
+    "Searches of one store that may come from the response cache, by whether they did",
+    ("outcome",),
+)
 
 CATALOGUE = (
     SEARCH_SECONDS,
@@ -126,6 +141,9 @@ CATALOGUE = (
     GPU_MEMORY_BYTES,
     CACHE_BYTES,
     CACHE_ENTRIES,
+    RESPONSE_CACHE_REQUESTS,
+    SAVED_TOKENS,
+    SEARCH_CACHE_REQUESTS,
 )
 
 

@@ -39,6 +39,10 @@ def now_s() -> int:
 # --- generation ---------------------------------------------------------------------------------
 
 
+CacheUse = Literal["use", "refresh", "off"]
+"""What a request lets the response cache do: answer it and keep the answer, only keep the answer, nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One call of the model: an OpenAI chat completion request, already checked, with its place in the queue."""
@@ -49,6 +53,7 @@ class GenerationRequest:
     """vLLM's: lower is earlier."""
     session_id: str = ""
     """Requests with the same one go to the same replica, which has the beginning of their prompts in its cache."""
+    cache: CacheUse = "off"
 
 
 # --- knowledge ----------------------------------------------------------------------------------
@@ -100,6 +105,8 @@ class StoreTable:
     """Of the table's name, after the store's id: each table is of one encoder."""
     version: int | None = None
     """LanceDB's, of a version of the store that is kept; None: the newest. 0: before the first passage."""
+    content: str | None = None
+    """The same for no two contents that the store ever has. None: what is found is not to be kept in a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,8 @@ class SearchQuery:
     """As in `StoreTable`."""
     with_vectors: bool = False
     table_suffix: str = ""
+    """As in `StoreTable`."""
+    content: str | None = None
     """As in `StoreTable`."""
 
 

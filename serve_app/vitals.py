@@ -11,7 +11,7 @@ import psutil
 
 from serve_app.counts import Counted
 
-CacheName = Literal["query_vectors", "conversations", "index", "prefix", "gpu", "garbage"]
+CacheName = Literal["responses", "query_vectors", "conversations", "index", "prefix", "gpu", "garbage"]
 CACHES: tuple[CacheName, ...] = get_args(CacheName)
 """All there are, whichever replica has them."""
 

@@ -142,13 +142,13 @@ class FakeGenerator:
         await self._end()
         message = {"role": "assistant", "content": "".join(self.deltas)}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": USAGE}
+        return {**_head("chat.completion", request.request_id), "choices": [choice], "usage": USAGE}
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
         self._begin(request)
         try:
             deltas, usage = self._rest(request)
-            events = self.events(deltas, usage, n=request.payload.get("n") or 1)
+            events = self.events(deltas, usage, request.payload.get("n") or 1, request.request_id)
             if self.deaths:
                 for event in events[: 1 + self.deaths.pop(0)]:
                     yield event
@@ -185,14 +185,16 @@ class FakeGenerator:
         self._held = threading.Event()
         return self._held
 
-    def events(self, deltas: Sequence[str] | None = None, usage: Json = USAGE, n: int = 1) -> list[str]:
+    def events(
+        self, deltas: Sequence[str] | None = None, usage: Json = USAGE, n: int = 1, request_id: str = "1"
+    ) -> list[str]:
         """Of an answer in these deltas, or in all; of `n` alike."""
         first = [self._choice({"role": "assistant", "content": ""})]
         middle = [[self._choice({"content": delta})] for delta in (self.deltas if deltas is None else deltas)]
         last = [{**self._choice({}), "finish_reason": self.finish_reason}]
         choices = [[{**each[0], "index": index} for index in range(n)] for each in (first, *middle, last)]
         choices.append([])
-        chunks = [{**self._head("chat.completion.chunk"), "choices": each} for each in choices]
+        chunks = [{**_head("chat.completion.chunk", request_id), "choices": each} for each in choices]
         chunks[-1]["usage"] = usage
         return [f"data: {orjson.dumps(chunk).decode()}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
@@ -214,8 +216,9 @@ class FakeGenerator:
     def _choice(self, delta: Json) -> Json:
         return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def _head(self, kind: str) -> Json:
-        return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": "smollm2-135m-instruct"}
+
+def _head(kind: str, request_id: str) -> Json:
+    return {"id": f"chatcmpl-{request_id}", "object": kind, "created": 1, "model": "smollm2-135m-instruct"}
 
 
 class Hold:

@@ -1,13 +1,19 @@
 """What responses and chat completions check alike before the model may see a request."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 
 from serve_app.api.context import Context
 from serve_app.api.wire import FileSearchTool
 from serve_app.errors import InvalidRequest, NotFound
+from serve_app.knowledge.catalog import Catalog
+from serve_app.knowledge.history import AsOf
 from serve_app.search import Search
+from serve_app.types import CacheUse, StoreTable
 
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 
@@ -16,6 +22,28 @@ PRIORITIES: dict[str, int] = {"priority": -10, "auto": 0, "default": 0, "flex": 
 
 SETTINGS_HEADER = "x-settings"
 """Which revision of the settings an answer was made with, and which rules of which profile applied."""
+
+
+CACHE_HEADER = "x-cache"
+"""What the response cache had to do with an answer."""
+
+
+def cache_use(headers: Headers) -> CacheUse:
+    """`cache-control` of a request: by `no-store` its answer is not kept either, by `no-cache` it is only made anew."""
+    directives = {each.strip().lower() for each in headers.get("cache-control", "").split(",")}
+    if "no-store" in directives:
+        return "off"
+    return "refresh" if "no-cache" in directives else "use"
+
+
+async def require_tables(
+    catalog: Catalog, store_ids: Sequence[str], as_of: AsOf | None, cache: CacheUse
+) -> dict[str, StoreTable]:
+    """What a search of these stores is to read: see `Catalog.require_stores`."""
+    tables = await run_in_threadpool(catalog.require_stores, store_ids, as_of)
+    if cache == "use":
+        return tables
+    return {store_id: replace(table, content=None) for store_id, table in tables.items()}
 
 
 def require_model(context: Context, model: str | None) -> str:
@@ -30,7 +58,9 @@ def require_model(context: Context, model: str | None) -> str:
     return configured
 
 
-async def build_search(context: Context, tool: FileSearchTool, *, with_results: bool = False) -> Search:
+async def build_search(
+    context: Context, tool: FileSearchTool, cache: CacheUse, *, with_results: bool = False
+) -> Search:
     """Raises `NotFound` for a vector store that does not exist, or a version that is not kept, `InvalidRequest` for a
     ranker that is not there.
     """
@@ -39,7 +69,7 @@ async def build_search(context: Context, tool: FileSearchTool, *, with_results: 
             "'as_of' is a number, which is one store's version: send a time for several", param="as_of"
         )
     return Search(
-        tables=await run_in_threadpool(context.catalog.require_stores, tool.vector_store_ids, tool.as_of),
+        tables=await require_tables(context.catalog, tool.vector_store_ids, tool.as_of, cache),
         max_passages=tool.max_num_results or context.config.retrieval.max_passages,
         filter=tool.filters.to_filter() if tool.filters else None,
         ranking=tool.ranking_options.to_ranking(context.config.retrieval.reranker),

@@ -15,18 +15,27 @@ from fastapi import APIRouter, Request
 from pydantic import Field, ValidationError
 from starlette.responses import Response
 
-from serve_app.api.admission import PRIORITIES, SETTINGS_HEADER, ServiceTier, build_search, require_model
+from serve_app.api.admission import (
+    CACHE_HEADER,
+    PRIORITIES,
+    SETTINGS_HEADER,
+    ServiceTier,
+    build_search,
+    cache_use,
+    require_model,
+)
 from serve_app.api.context import Context, InContext
 from serve_app.api.errors import invalid_request, to_json
 from serve_app.api.sse import EventStream, while_connected
 from serve_app.api.wire import FileSearchTool, Wire
 from serve_app.errors import InternalError, InvalidRequest, RayconteurError
+from serve_app.generation.cache import outcome
 from serve_app.generation.citations import CitedText
 from serve_app.generation.prompt import add_sources, fit_passages, newest_user_text, prefix_key, text_of
 from serve_app.generation.settings import Applied, fill_in, has_own_beams
 from serve_app.generation.stream import before, parse_chunks, stream_before
 from serve_app.search import Search, build_queries, find_passages
-from serve_app.types import GenerationRequest, Json, Passage
+from serve_app.types import CacheUse, GenerationRequest, Json, Passage
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +75,8 @@ async def create_chat_completion(request: Request, context: InContext) -> Respon
     priority = PRIORITIES[tier]
     # The sources come before the newest question only, so that the key is the same at the next.
     session_id = payload.get("prompt_cache_key") or payload.get("user") or prefix_key(payload["messages"])
-    search = await _take_search(payload, context)
+    cache = cache_use(request.headers)
+    search = await _take_search(payload, cache, context)
     applied = _apply_settings(payload, context)
 
     deadline = asyncio.get_running_loop().time() + context.config.api.request_timeout_s
@@ -75,7 +85,7 @@ async def create_chat_completion(request: Request, context: InContext) -> Respon
         passages = await while_connected(request, before(deadline, _add_sources(payload, search, priority, context)))
     is_best_of = has_own_beams(applied.settings, payload)
     fill_in(payload, applied.settings)
-    generation = GenerationRequest(payload, request.state.request_id, priority, session_id)
+    generation = GenerationRequest(payload, request.state.request_id, priority, session_id, cache)
     headers = {SETTINGS_HEADER: applied.to_header()}
 
     if payload.get("stream"):
@@ -85,8 +95,10 @@ async def create_chat_completion(request: Request, context: InContext) -> Respon
         if passages is not None:
             events = _cite_stream(events, passages)
         first = await while_connected(request, anext(events, DONE))
+        headers[CACHE_HEADER] = outcome.get()
         return EventStream(_pass_on(first, events, generation.request_id), headers)
     completion = await while_connected(request, before(deadline, context.parts.generator.complete(generation)))
+    headers[CACHE_HEADER] = outcome.get()
     if is_best_of:
         completion["choices"] = completion["choices"][:1]
     if passages is not None:
@@ -121,7 +133,7 @@ def _read_body(body: bytes) -> Json:
     return checked
 
 
-async def _take_search(payload: Json, context: Context) -> Search | None:
+async def _take_search(payload: Json, cache: CacheUse, context: Context) -> Search | None:
     """Takes file_search out of the tools; the others are vLLM's."""
     tools = payload.get("tools") or []
     chosen = [index for index, tool in enumerate(tools) if tool.get("type") == "file_search"]
@@ -150,7 +162,7 @@ async def _take_search(payload: Json, context: Context) -> Search | None:
         raise InvalidRequest(
             "'messages' has no user message, and file_search has nothing to look for", param="messages"
         )
-    return await build_search(context, tool)
+    return await build_search(context, tool, cache)
 
 
 async def _add_sources(payload: Json, search: Search, priority: int, context: Context) -> tuple[Passage, ...] | None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from serve_app.api.admission import PRIORITIES, ServiceTier, build_search, require_model
+from serve_app.api.admission import CACHE_HEADER, PRIORITIES, ServiceTier, build_search, cache_use, require_model
 from serve_app.api.context import Context, InContext
 from serve_app.api.items import InputItems, build_items, type_of
 from serve_app.api.response_events import EventEncoder
@@ -17,10 +17,11 @@ from serve_app.api.wire import FileSearchTool, Metadata, PageParameters, Wire
 from serve_app.chat import Turn, reply
 from serve_app.errors import InvalidRequest, RayconteurError
 from serve_app.events import AnswerStarted, Event, Finished
+from serve_app.generation.cache import outcome
 from serve_app.generation.prompt import newest_user_text, text_of
 from serve_app.generation.settings import Applied, Settings, fill_in
 from serve_app.memory import max_read_items
-from serve_app.types import Json, OpenTurn, new_id, now_s
+from serve_app.types import CacheUse, Json, OpenTurn, new_id, now_s
 
 router = APIRouter(tags=["responses"])
 
@@ -88,17 +89,24 @@ class CreateResponse(Wire):
 
 @router.post("/v1/responses", response_model=None)
 async def create_response(
-    body: CreateResponse, request: Request, context: InContext, idempotency_key: IdempotencyKey = None
+    body: CreateResponse,
+    request: Request,
+    response: Response,
+    context: InContext,
+    idempotency_key: IdempotencyKey = None,
 ) -> Json | Response:
-    turn = await build_turn(body, request.state.request_id, idempotency_key, context)
+    # Its search is made, and its answer written, when its turn has come.
+    cache: CacheUse = "off" if body.background else cache_use(request.headers)
+    turn = await build_turn(body, request.state.request_id, idempotency_key, cache, context)
     if body.background:
         queued = await context.background.queue(turn)
         return _follow(queued["id"], -1, context) if body.stream else queued
     events = reply(turn, context.parts, context.config)
     if body.stream:
         begun = await while_connected(request, _peek(events))
-        return EventStream(_encode(begun, events))
+        return EventStream(_encode(begun, events), {CACHE_HEADER: outcome.get()})
     finished = await while_connected(request, _finish(events))
+    response.headers[CACHE_HEADER] = outcome.get()
     return finished.response
 
 
@@ -132,7 +140,9 @@ async def list_input_items(response_id: str, page: Annotated[PageParameters, Que
     return items.to_json()
 
 
-async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str | None, context: Context) -> Turn:
+async def build_turn(
+    body: CreateResponse, request_id: str, idempotency_key: str | None, cache: CacheUse, context: Context
+) -> Turn:
     """Check a request as a whole. Raises `InvalidRequest` or `NotFound`; nothing has happened yet then."""
     model = require_model(context, body.model)
     conversation_id = body.conversation.id if isinstance(body.conversation, ConversationRef) else body.conversation
@@ -166,8 +176,9 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
         ),
         sampling=_build_sampling(body, model, applied.settings),
         request_id=request_id,
-        search=await build_search(context, tool, with_results=RESULTS in (body.include or ())) if tool else None,
+        search=await build_search(context, tool, cache, with_results=RESULTS in (body.include or ())) if tool else None,
         priority=PRIORITIES[body.service_tier or "default"],
+        cache=cache,
     )
 
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
+from serve_app.api.admission import require_tables
 from serve_app.api.context import Context, InContext
 from serve_app.api.wire import (
     AnyFilter,
@@ -328,7 +329,7 @@ def list_batch_files(store_id: str, batch_id: str, page: InFilePage, context: In
 
 
 async def _search(store_ids: Sequence[str], body: SearchBody, context: Context) -> Json:
-    tables = await run_in_threadpool(context.catalog.require_stores, store_ids, body.as_of)
+    tables = await require_tables(context.catalog, store_ids, body.as_of, "off")
     queries = [body.query] if isinstance(body.query, str) else body.query
     if body.rewrite_query:
         # There is no conversation here to restate them from.

@@ -90,4 +90,4 @@ def continue_request(
         "max_completion_tokens": left,
     }
     # An engine that is cut off, and not dead, may still work on the first one.
-    return replace(request, payload=payload, request_id=f"{request.request_id}-{attempt}")
+    return replace(request, payload=payload, request_id=f"{request.request_id}-{attempt}", cache="off")

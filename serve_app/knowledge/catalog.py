@@ -15,7 +15,9 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, fu
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.knowledge.history import (
     AsOf,
+    content_of,
     file_version_to_json,
+    newest_version,
     table_as_of,
     version_row,
     version_to_json,
@@ -370,7 +372,9 @@ class Catalog:
 
 def _table(connection: Connection, store: RowMapping, as_of: AsOf | None) -> StoreTable:
     if as_of is None:
-        return StoreTable(store["encoder"], store["table_suffix"])
+        version = newest_version(connection, store["id"])
+        content = None if version is None else content_of(version)
+        return StoreTable(store["encoder"], store["table_suffix"], content=content)
     return table_as_of(connection, store, as_of)
 
 

@@ -50,6 +50,11 @@ def current_table(connection: Connection, store_id: str) -> StoreTable | None:
     return None if row is None else StoreTable(row["encoder"], row["table_suffix"])
 
 
+def content_of(version: RowMapping) -> str:
+    """`StoreTable.content`. With the time, since a store that was deleted and restored counts on from its backup."""
+    return f"{version['version']} of {version['created_at']!r}"
+
+
 def table_as_of(connection: Connection, store: RowMapping, as_of: AsOf) -> StoreTable:
     """What searches read then: version 0 if there was nothing yet, the newest if no version was recorded."""
     if isinstance(as_of, int):
@@ -75,7 +80,7 @@ def table_as_of(connection: Connection, store: RowMapping, as_of: AsOf) -> Store
 
 
 def _table(row: RowMapping) -> StoreTable:
-    return StoreTable(row["encoder"], row["table_suffix"], row["table_version"])
+    return StoreTable(row["encoder"], row["table_suffix"], row["table_version"], content_of(row))
 
 
 def expired(rows: Sequence[RowMapping], retention: RetentionConfig, now: float) -> set[int]:

@@ -30,7 +30,7 @@ from serve_app.metrics import INGESTED_FILES, INGESTED_PASSAGES, INGESTION_FAILU
 from serve_app.storage.database import Database
 from serve_app.storage.lease import kept_alive
 from serve_app.storage.schema import files, vector_store_files, vector_stores
-from serve_app.types import AttributeValue, FloatMatrix, Json
+from serve_app.types import AttributeValue, FloatMatrix, Json, StoreFileRef
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Ingestor:
         logger.info("file %s of store %s failed: %s", job.file_id, job.store_id, code)
         self._metrics.add(INGESTION_FAILURES, code=code)
         if job.fence > 1:
-            self._index.remove_file(self._versions.table(job.store_id), job.file_id, before_fence=job.fence)
+            self._versions.remove_leftovers(StoreFileRef(job.store_id, job.file_id), before_fence=job.fence)
         with self._database.write() as connection:
             connection.execute(
                 update(vector_store_files)

@@ -86,6 +86,7 @@ async def _search(
             table_version=table.version,
             with_vectors=ranking.mmr_lambda is not None,
             table_suffix=table.suffix,
+            content=table.content,
         )
         for number, text in enumerate(queries)
         for store_id, table in tables.items()

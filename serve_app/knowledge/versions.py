@@ -1,7 +1,8 @@
 """`Versions`: what a store answered and when, and the changes of a store that are not ingestion.
 
 Each commit that changes what can be found is a version of the store: a row of `store_versions`, and a tag that keeps
-LanceDB's table as it was. A version is kept while it is among the newest, young enough, or pinned.
+LanceDB's table as it was. A version is kept while it is among the newest, young enough, or pinned. Nobody may be told
+of a change before its version is recorded: gateways keep what they have found until the newest version is another one.
 """
 
 import logging
@@ -16,7 +17,7 @@ from serve_app.knowledge.index import IndexedFile, IndexWriter
 from serve_app.knowledge.table import parts_of
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, reembeddings, store_versions, vector_store_files, vector_stores
-from serve_app.types import AttributeChange, Json, StoreFileRef, StoreVersionRef, now_s
+from serve_app.types import AttributeChange, Json, Optimization, StoreFileRef, StoreVersionRef, now_s
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +44,35 @@ class Versions:
             for other in self._index.tables_of(ref.store_id) - {table}:
                 # Or a move back to its encoder could take it for the same file that is added again some day.
                 self._index.remove_file(other, ref.file_id)
-            if not self._index.remove_file(table, ref.file_id):
-                return
+            is_removed = self._index.remove_file(table, ref.file_id)
             with self._database.write() as connection:
                 version = next_version(connection, ref.store_id)
-                connection.execute(
+                lost = connection.execute(
                     update(vector_store_files)
-                    .where(_file.store_id == ref.store_id, _file.file_id == ref.file_id)
+                    .where(_file.store_id == ref.store_id, _file.file_id == ref.file_id, is_found(), _file.passages > 0)
                     .values(until_version=version)
                 )
-                self.record(connection, ref.store_id, version)
+                # One try may have removed the passages and failed before this: then it is for the next to record it.
+                if is_removed or lost.rowcount:
+                    self.record(connection, ref.store_id, version)
+
+    def remove_leftovers(self, ref: StoreFileRef, *, before_fence: int) -> None:
+        """Remove what claims of a file before this one have written."""
+        with self._index.lock:
+            if self._index.remove_file(self.table(ref.store_id), ref.file_id, before_fence=before_fence):
+                self._record_now(ref.store_id)
+
+    def optimize(self, store_id: str) -> Optimization:
+        done = self._index.optimize(self.table(store_id))
+        if done.duplicates_removed:
+            with self._index.lock:
+                self._record_now(store_id)
+        return done
 
     def update_attributes(self, change: AttributeChange) -> None:
         with self._index.lock:
             if self._index.update_attributes(self.table(change.store_id), change):
-                with self._database.write() as connection:
-                    self.record(connection, change.store_id, next_version(connection, change.store_id))
+                self._record_now(change.store_id)
 
     def roll_back(self, ref: StoreVersionRef) -> int:
         """Make the store what it was at a version that is kept: that is a new version, which is returned.
@@ -92,25 +106,32 @@ class Versions:
         """
         with self._database.read() as connection:
             store_ids = connection.execute(select(vector_stores.c.id)).scalars().all()
+        query = select(_file.file_id).where(is_found(), _file.passages > 0)
         for store_id in store_ids:
-            with self._index.lock, self._database.read() as connection:
-                newest = newest_version(connection, store_id)
+            with self._index.lock:
+                with self._database.read() as connection:
+                    newest = newest_version(connection, store_id)
+                    recorded = set(connection.execute(query.where(_file.store_id == store_id)).scalars())
                 if newest is None:
                     continue
                 table = store_id + newest["table_suffix"]
                 if not self._index.has_changed_since(table, newest["table_version"]):
                     continue
-                query = select(_file.file_id).where(_file.store_id == store_id, is_found(), _file.passages > 0)
-                recorded = set(connection.execute(query).scalars())
                 if {each.file_id for each in self._index.files(table)} != recorded:
                     logger.warning("store %s: a commit that was not recorded is taken back", store_id)
                     self._index.restore(table, newest["table_version"])
+                # What was found meanwhile is not what the version says.
+                self._record_now(store_id)
 
     def table(self, store_id: str) -> str:
         """The name of the table that searches of the store read now."""
         with self._database.read() as connection:
             current = current_table(connection, store_id)
         return store_id + (current.suffix if current else "")
+
+    def _record_now(self, store_id: str) -> None:
+        with self._database.write() as connection:
+            self.record(connection, store_id, next_version(connection, store_id))
 
     def record(self, connection: Connection, store_id: str, version: int) -> None:
         """The table as it is now, as a version of its store; those that are not to be kept any more go.

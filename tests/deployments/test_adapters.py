@@ -1,7 +1,7 @@
 """What the adapters make of Ray's handles and metrics, without a cluster."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from typing import Any, Self, cast
 
 import pytest
@@ -153,6 +153,40 @@ class Events:
         yield "data: [DONE]\n\n"
 
     def cancel(self) -> None: ...
+
+
+class Held:
+    """A handle whose call is never answered."""
+
+    def __init__(self) -> None:
+        self.is_awaited = asyncio.Event()
+        self.is_cancelled = False
+        self.complete = self
+
+    def options(self, **chosen: object) -> Self:
+        return self
+
+    def remote(self, request: GenerationRequest) -> Self:
+        return self
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        self.is_awaited.set()
+        return asyncio.Event().wait().__await__()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+async def test_a_call_that_nobody_waits_for_any_more_is_cancelled() -> None:
+    handle = Held()
+    call = asyncio.create_task(RemoteGenerator(cast("DeploymentHandle[Any]", handle), timeout_s=60).complete(REQUEST))
+    await handle.is_awaited.wait()
+
+    call.cancel()
+    await asyncio.wait([call])
+
+    assert call.cancelled()
+    assert handle.is_cancelled
 
 
 async def test_requests_of_a_session_ask_for_its_replica() -> None:

@@ -30,6 +30,10 @@ def items_of(client: openai.OpenAI, conversation_id: str) -> list[tuple[str, str
     ]
 
 
+WRITTEN_ANEW = {"cache-control": "no-cache"}
+"""Or an answer that has been given before would be over before anything is killed."""
+
+
 def kill_during_an_answer(application: Application, client: openai.OpenAI, deployment: str) -> tuple[str, list[str]]:
     """Ask for a long streamed answer, kill the replica after a few words, read on. The conversation, and the events.
 
@@ -60,7 +64,7 @@ def kill_during_an_answer(application: Application, client: openai.OpenAI, deplo
     }
     with (
         httpx.Client(timeout=HANG_S) as http,
-        http.stream("POST", f"{application.url}/v1/responses", json=body) as response,
+        http.stream("POST", f"{application.url}/v1/responses", json=body, headers=WRITTEN_ANEW) as response,
     ):
         assert response.status_code == 200
         try:
@@ -126,6 +130,7 @@ def greedy_answers(
             max_output_tokens=96,
             temperature=0,
             stream=True,
+            extra_headers=WRITTEN_ANEW,
         ) as stream:
             for event in stream:
                 if event.type == "response.output_text.delta":

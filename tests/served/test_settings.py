@@ -49,7 +49,7 @@ def test_a_change_under_load_fails_no_request_and_mixes_in_none(http: httpx.Clie
             "temperature": 0,
             "ignore_eos": True,
         }
-        answer = http.post("/v1/chat/completions", json=body)
+        answer = http.post("/v1/chat/completions", json=body, headers={"cache-control": "no-store"})
         answer.raise_for_status()
         revision = int(answer.headers["x-settings"].removeprefix("revision="))
         return revision, answer.json()["usage"]["completion_tokens"]
