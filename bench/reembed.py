@@ -20,7 +20,8 @@ import numpy as np
 
 from bench.eval import ROOT, Document, read_documents
 from serve_app.config import EncoderConfig, IngestionConfig, RetentionConfig, StorageConfig
-from serve_app.knowledge.catalog import Catalog, NewFile
+from serve_app.knowledge.catalog import Catalog
+from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.encode import load_encoders
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor, read_pieces
