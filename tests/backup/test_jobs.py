@@ -220,7 +220,8 @@ def test_nothing_is_pruned_while_a_snapshot_cannot_be_read(system: System, tmp_p
 def test_lists_are_paged(system: System) -> None:
     made = [system.back_up()["id"] for _ in range(3)]
     waiting = system.jobs.create_backup(None)["id"]
-    order = sorted([*made, waiting], reverse=True)
+    # By their seconds: one that is asked for at the end of a second is made in the next.
+    order = sorted([*made, waiting], key=lambda each: (system.jobs.get_backup(each)["created_at"], each), reverse=True)
 
     assert ids(system) == order
     assert ids(system, PageQuery(order="asc")) == order[::-1]
