@@ -19,7 +19,12 @@ serve: environment models ## Set up, start Ray Serve with serve_config.yaml, wai
 	@$(BIN)/rayconteur serve $(CONFIG) $(SERVE_ARGS)
 
 test: setup lint types ## Set up, lint, check types, run all tests
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	$(BIN)/python -m pytest -m "not (ray or served)" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "ray or served"
+endif
 
 lint: tools ## Check style and imports
 	$(BIN)/ruff check .
