@@ -142,7 +142,14 @@ def through_handle(storage: StorageConfig) -> Iterator[Measure]:
     try:
         searching = serve.deployment(Retriever, max_ongoing_requests=64).bind(AppConfig(storage=storage))
         clients = serve.run(serve.deployment(Clients).bind(searching), route_prefix=None)
-        yield lambda rows, truths: clients.compare.remote(rows, truths).result()
+
+        async def ask(rows: int, truths: tuple[Truth, Truth]) -> Row:
+            row: Row = await clients.compare.remote(rows, truths)
+            return row
+
+        # With Serve's settings for throughput a handle belongs to one event loop.
+        with asyncio.Runner() as runner:
+            yield lambda rows, truths: runner.run(ask(rows, truths))
     finally:
         serve.shutdown()
         ray.shutdown()

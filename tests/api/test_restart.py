@@ -16,10 +16,10 @@ import pytest
 from tests.api.test_versions import Documents
 from tests.server import running
 
-Start = Callable[[], tuple["subprocess.Popen[bytes]", openai.OpenAI]]
+Start = Callable[[], tuple[subprocess.Popen[bytes], openai.OpenAI]]
 
 WORDS = ("paris", "tokyo", "seine", "river", "mountain")
-KEYS, KEPT_VERSIONS, PINNED = 4, 6, 2
+KEYS, KEPT_VERSIONS, PINNED = 3, 4, 2
 
 
 @pytest.fixture
@@ -63,9 +63,8 @@ def test_as_of_outlives_optimisation_retention_and_the_death_of_everything(start
     assert len({str(answer) for answer in then.values()}) == len(then)
 
     def assert_unchanged(documents: Documents, kept: list[int]) -> None:
-        assert {version: answers(documents, version) for version in kept} == {
-            version: then[version] for version in kept
-        }
+        for version in kept:
+            assert answers(documents, version) == then[version]
 
     newest = max(then)
     kept = [*range(newest, newest - KEPT_VERSIONS, -1), PINNED]
