@@ -40,8 +40,8 @@ format: tools ## Put the code into shape
 eval: setup ## Measure the answers' quality on the evaluation data
 	$(BIN)/python -m bench.eval
 
-bench: setup ## Measure what Rayconteur adds to a request
-	$(BIN)/python -m bench.overhead
+bench: setup ## Measure all that can be measured here, into bench/report/
+	$(BIN)/python -m bench.report $(BENCH_ARGS)
 
 hooks: tools ## Run the same checks before every commit
 	$(BIN)/pre-commit install

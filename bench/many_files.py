@@ -21,6 +21,7 @@ from typing import Any
 
 import openai
 
+from bench.figures import found, parse_arguments
 from tests.served.application import ROOT, serving
 
 UPLOADS_AT_ONCE = 8
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--ingest", type=int, default=1_000)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with tempfile.TemporaryDirectory(prefix="rayconteur-many-") as folder, serving(Path(folder)) as application:
         asyncio.run(through_the_api(application.url, arguments.files))
         if arguments.ingest:
@@ -101,14 +102,18 @@ async def upload(client: openai.AsyncOpenAI, count: int, asked: Asked) -> list[s
 
 async def until_searchable(client: openai.AsyncOpenAI, store_id: str, count: int, asked: Asked) -> None:
     began, reported = time.monotonic(), 0
+    rates = []
     while True:
         store = await client.vector_stores.retrieve(store_id)
         done = store.file_counts.completed
         assert store.file_counts.failed == 0, store
         if done - reported >= PART or done == count:
-            report(f"searchable {done:,}", time.monotonic() - began, done - reported, asked)
+            elapsed_s = time.monotonic() - began
+            rates.append((done - reported) / elapsed_s)
+            report(f"searchable {done:,}", elapsed_s, done - reported, asked)
             began, reported = time.monotonic(), done
         if done == count:
+            found(f"{count:,} small files: files/s of the last part, of the first", rates[-1] / rates[0])
             return
         await asyncio.sleep(POLL_S)
 

@@ -25,6 +25,8 @@ from typing import Any
 import lancedb
 import numpy as np
 
+from bench.figures import found as tell
+from bench.figures import parse_arguments
 from bench.passages import ONE_PERCENT, file_id, make_files, make_texts, make_vectors, one_percent_of
 from serve_app import parts
 from serve_app.cli.cluster import DEFAULT_ENVIRONMENT, OBJECT_STORE_BYTES
@@ -92,7 +94,7 @@ def main() -> None:
         "--folder", type=Path, help="where the stores are kept, and used again; otherwise a temporary one"
     )
     parser.add_argument("--direct", action="store_true", help="without Ray")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         storage = StorageConfig(folder=folder)
@@ -105,13 +107,25 @@ def main() -> None:
         for rows in arguments.rows:
             row = measure(rows, find_nearest(make_vectors(QUESTIONS_SEED, QUESTIONS), rows))
             print(row, flush=True)
+            tell_of(row)
             p50s_ms[rows] = row.everything.p50_ms
         if len(p50s_ms) > 1:
             smallest, largest = min(p50s_ms), max(p50s_ms)
             growth = p50s_ms[largest] / p50s_ms[smallest]
             print(f"\nFrom {smallest:,} to {largest:,} passages the p50 grows {growth:.2f} times.")
+            tell(f"search: growth of the p50 from {smallest:,} to {largest:,} passages, times", growth, at_most=3)
         if CHROMA_ROWS in arguments.rows:
             measure_chroma(folder)
+
+
+def tell_of(row: Row) -> None:
+    p50_ms, ratio = row.everything.p50_ms, row.per_s / row.lancedb_per_s
+    passages = f"{row.rows:,} passages"
+    if row.rows >= 100_000:
+        tell(f"search of {passages}: p50", p50_ms, "ms", at_most=10 if row.rows <= 100_000 else 15)
+    tell(f"search of {passages}: recall@10", row.everything.recall, at_least=0.99)
+    tell(f"search of 1 % of {passages}: p50, times that of all", row.one_percent.p50_ms / p50_ms, at_most=2)
+    tell(f"search of {passages}: queries/s of LanceDB's own, 16 clients", ratio, at_least=0.8)
 
 
 @contextlib.contextmanager

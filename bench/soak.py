@@ -1,6 +1,6 @@
 """A store under writers, readers, backups and kill -9: afterwards it holds exactly what was acknowledged.
 
-    python -m bench.soak [--seconds 300] [--kill-every 20] [--back-up-every 15]
+    python -m bench.soak [--seconds 300] [--kill-every 20] [--back-up-every 10]
 
 Three writers add, replace and delete documents of their own; four readers search. Every so often the indexer or a
 retriever is killed, or a backup is taken. Each backup is restored into an empty system, and must be the store as it was
@@ -29,6 +29,7 @@ import httpx
 import openai
 from sqlalchemy import select
 
+from bench.figures import found, parse_arguments
 from serve_app.knowledge.history import is_found
 from serve_app.storage.database import open_database
 from serve_app.storage.schema import vector_store_files
@@ -97,9 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--kill-every", type=float, default=20)
-    parser.add_argument("--back-up-every", type=float, default=15)
+    parser.add_argument("--back-up-every", type=float, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with tempfile.TemporaryDirectory(prefix="rayconteur-soak-") as folder, serving(Path(folder)) as application:
         asyncio.run(soak(application, arguments.seconds, arguments.kill_every, arguments.back_up_every, arguments.seed))
 
@@ -134,9 +135,14 @@ async def soak(
     print(f"| acknowledged | {dict(operations)}, the slowest after {max(each.slowest_s for each in writers):.1f} s |")
     print(f"| searches answered | {searches.answered}, p50 {1e3 * median(times):.0f} ms, slowest {times[-1]:.1f} s |")
     print(f"| searches failed, cleanly | {dict(searches.failed) or 0} |")
+    # `check` raises otherwise.
+    found("documents lost or doubled under kill -9", 0, at_most=0)
+    found("kills of an indexer or a retriever meanwhile", sum(killed.result().values()))
     print(
         f"| documents at the end | {sum(len(each.documents) for each in writers)}, each found once, as acknowledged |"
     )
+    # `check_backup` raises otherwise.
+    found("backups meanwhile, each the store of one moment", len(backups), at_least=1)
     took = [backup.completed - backup.asked for backup in backups]
     print(f"| backups | {len(backups)}, p50 {median(took):.1f} s, the slowest {max(took):.1f} s |")
     print(f"| documents restored elsewhere | {restored}: each backup is the store of one moment of its making |")
@@ -277,8 +283,8 @@ def check_backup(application: Application, store_id: str, backup: Backup, states
         uploads = elsewhere.uploads()
         passages = elsewhere.passages(store_id)
         with database.read() as connection:
-            found = connection.execute(select(vector_store_files.c.file_id).where(is_found())).scalars().all()
-    assert sorted(found) == sorted(row["file_id"] for row in passages), "rows and table differ"
+            listed = connection.execute(select(vector_store_files.c.file_id).where(is_found())).scalars().all()
+    assert sorted(listed) == sorted(row["file_id"] for row in passages), "rows and table differ"
     texts = {row["key"]: row["text"] for row in passages}
     assert len(texts) == len(passages), "a document is there in two versions"
     assert texts.keys() <= states.keys(), "a document is there that nobody asked for"
