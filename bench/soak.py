@@ -239,7 +239,8 @@ async def kill(application: Application, every_s: float, choice: random.Random, 
 
 async def back_up(client: openai.AsyncOpenAI, store_id: str, every_s: float, until: float) -> list[Backup]:
     """Of the store, again and again. Raises `AssertionError` for one that fails."""
-    backups, patient = [], client.with_options(max_retries=10)
+    patient = client.with_options(max_retries=10)
+    backups = []
     while time.monotonic() + every_s < until:
         await asyncio.sleep(every_s)
         asked = time.monotonic()
