@@ -22,7 +22,8 @@ from bench.eval import Document, read_documents
 from bench.figures import found, parse_arguments
 from bench.servers import ROOT
 from serve_app.config import EncoderConfig, IngestionConfig, RetentionConfig, StorageConfig
-from serve_app.knowledge.catalog import Catalog, NewFile
+from serve_app.knowledge.catalog import Catalog
+from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.encode import load_encoders
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.ingest import Ingestor, read_pieces

@@ -61,6 +61,7 @@ BENCHES = (
     Bench("eval", 900),
     Bench("followups", 600),
     Bench("ingestion", 900, quick=("--documents", "50")),
+    Bench("many_files", 1800, quick=("--files", "200", "--ingest", "50")),
     Bench("scale", 3600, quick=("--rows", "10000")),
     Bench("churn", 900, quick=("--rounds", "20")),
     Bench("soak", 900, quick=("--seconds", "30", "--kill-every", "10")),

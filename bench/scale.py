@@ -1,13 +1,18 @@
-"""Search of small and large stores: time, recall and queries per second, through the retriever's own code.
+"""Search of small and large stores: time, recall and queries per second, through the retriever's handle.
 
-Prints a Markdown table. Vectors and texts are made up (see `passages.py`); the questions' vectors are not part of the
-times. Chroma is measured beside it, at 100,000 passages, if it is installed, which the lock file does not ask for.
+    python -m bench.scale [--rows 10000 100000 1000000] [--direct]
+
+The retriever is a deployment of its own on Ray Serve, and is asked by another, as the gateway asks it; with `--direct`
+its code is called in this process. Prints a Markdown table. Vectors and texts are made up (see `passages.py`); the
+questions' vectors are not part of the times. Chroma is measured beside it, at 100,000 passages, if it is installed,
+which the lock file does not ask for.
 """
 
 import argparse
 import asyncio
 import contextlib
 import importlib
+import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -23,9 +28,12 @@ import numpy as np
 from bench.figures import found as tell
 from bench.figures import parse_arguments
 from bench.passages import ONE_PERCENT, file_id, make_files, make_texts, make_vectors, one_percent_of
+from serve_app import parts
+from serve_app.cli.cluster import DEFAULT_ENVIRONMENT, OBJECT_STORE_BYTES
+from serve_app.config import AppConfig, StorageConfig
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.search import IndexReader
-from serve_app.types import FloatMatrix, Passage, Ranking, SearchQuery
+from serve_app.types import FloatMatrix, Ranking, SearchQuery
 
 QUESTIONS = 200
 QUESTIONS_SEED = 2**32
@@ -38,6 +46,8 @@ HEADER = (
     "| passages | p50 ms | p99 ms | recall@10 | 1 % p50 ms | 1 % recall@10 | words p50 ms | both p50 ms |"
     " queries/s, 16 clients | of LanceDB's |\n|---|---|---|---|---|---|---|---|---|---|"
 )
+
+TIMEOUT_S = 30
 
 Truth = list[set[str]]
 """For each question the ids of the nearest passages."""
@@ -52,17 +62,53 @@ class Figures:
     recall: float
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Of the table: one store."""
+
+    rows: int
+    everything: Figures
+    one_percent: Figures
+    words: Figures
+    both: Figures
+    per_s: float
+    lancedb_per_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.rows:,} | {self.everything.p50_ms:.1f} | {self.everything.p99_ms:.1f}"
+            f" | {self.everything.recall:.4f} | {self.one_percent.p50_ms:.1f} | {self.one_percent.recall:.4f}"
+            f" | {self.words.p50_ms:.1f} | {self.both.p50_ms:.1f} | {self.per_s:.0f}"
+            f" | {self.per_s / self.lancedb_per_s:.2f} |"
+        )
+
+
+Measure = Callable[[int, tuple[Truth, Truth]], Row]
+"""The row of the table for the store of so many passages, from what is truly nearest: see `find_nearest`."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument(
         "--folder", type=Path, help="where the stores are kept, and used again; otherwise a temporary one"
     )
+    parser.add_argument("--direct", action="store_true", help="without Ray")
     arguments = parse_arguments(parser)
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        storage = StorageConfig(folder=folder)
+        # First of all, as Ray forks, and Lance must not have begun by then.
+        measure = stack.enter_context(called_directly(storage) if arguments.direct else through_handle(storage))
+        for rows in arguments.rows:
+            build(storage.vectors_folder, rows)
         print(HEADER)
-        p50s_ms = {rows: asyncio.run(measure(folder, rows)) for rows in arguments.rows}
+        p50s_ms = {}
+        for rows in arguments.rows:
+            row = measure(rows, find_nearest(make_vectors(QUESTIONS_SEED, QUESTIONS), rows))
+            print(row, flush=True)
+            tell_of(row)
+            p50s_ms[rows] = row.everything.p50_ms
         if len(p50s_ms) > 1:
             smallest, largest = min(p50s_ms), max(p50s_ms)
             growth = p50s_ms[largest] / p50s_ms[smallest]
@@ -72,20 +118,67 @@ def main() -> None:
             measure_chroma(folder)
 
 
-async def measure(folder: Path, rows: int) -> float:
-    """Print the row of the table for a store of so many passages, and return the p50 of its vector search in ms."""
-    store_id = f"vs_{rows:x}"
-    build(folder, store_id, rows)
-    vectors, texts = make_vectors(QUESTIONS_SEED, QUESTIONS), make_texts(QUESTIONS_SEED, QUESTIONS, words=6)
-    truth, truth_of_one_percent = find_nearest(vectors, rows)
-    reader = IndexReader(folder)
+def tell_of(row: Row) -> None:
+    p50_ms, ratio = row.everything.p50_ms, row.per_s / row.lancedb_per_s
+    passages = f"{row.rows:,} passages"
+    if row.rows >= 100_000:
+        tell(f"search of {passages}: p50", p50_ms, "ms", at_most=10 if row.rows <= 100_000 else 15)
+    tell(f"search of {passages}: recall@10", row.everything.recall, at_least=0.99)
+    tell(f"search of 1 % of {passages}: p50, times that of all", row.one_percent.p50_ms / p50_ms, at_most=2)
+    tell(f"search of {passages}: queries/s of LanceDB's own, 16 clients", ratio, at_least=0.8)
 
-    def query(question: int, **changes: Any) -> SearchQuery:
-        return SearchQuery(store_id, texts[question], vectors[question], K, **({"ranking": VECTORS} | changes))
+
+@contextlib.contextmanager
+def called_directly(storage: StorageConfig) -> Iterator[Measure]:
+    folder = storage.vectors_folder
+    yield lambda rows, truths: asyncio.run(compare(IndexReader(folder), folder, rows, truths))
+
+
+@contextlib.contextmanager
+def through_handle(storage: StorageConfig) -> Iterator[Measure]:
+    """Serve runs the application's own retriever, and the clients in a replica that has its handle."""
+    os.environ.update(DEFAULT_ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"})
+    import ray
+    from ray import serve
+    from ray.serve.handle import DeploymentHandle
+
+    from deployments.adapters import RemoteRetriever
+    from deployments.retriever import Retriever
+
+    class Clients:
+        def __init__(self, handle: DeploymentHandle[Any]) -> None:
+            self._retriever = RemoteRetriever(handle, TIMEOUT_S)
+
+        async def compare(self, rows: int, truths: tuple[Truth, Truth]) -> Row:
+            return await compare(self._retriever, storage.vectors_folder, rows, truths)
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
+    try:
+        searching = serve.deployment(Retriever, max_ongoing_requests=64).bind(AppConfig(storage=storage))
+        clients = serve.run(serve.deployment(Clients).bind(searching), route_prefix=None)
+
+        async def ask(rows: int, truths: tuple[Truth, Truth]) -> Row:
+            row: Row = await clients.compare.remote(rows, truths)
+            return row
+
+        # With Serve's settings for throughput a handle belongs to one event loop.
+        with asyncio.Runner() as runner:
+            yield lambda rows, truths: runner.run(ask(rows, truths))
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+async def compare(retriever: parts.Retriever, folder: Path, rows: int, truths: tuple[Truth, Truth]) -> Row:
+    vectors, texts = make_vectors(QUESTIONS_SEED, QUESTIONS), make_texts(QUESTIONS_SEED, QUESTIONS, words=6)
+    truth, truth_of_one_percent = truths
 
     def search(**changes: Any) -> Search:
+        asked = {"ranking": VECTORS} | changes
+
         async def find(question: int) -> list[str]:
-            return _ids(await reader.search(query(question, **changes)))
+            query = SearchQuery(store_of(rows), texts[question], vectors[question], K, **asked)
+            return [passage.passage_id for passage in await retriever.search(query)]
 
         return find
 
@@ -93,30 +186,21 @@ async def measure(folder: Path, rows: int) -> float:
     one_percent = await time_serially(search(filter=ONE_PERCENT), truth_of_one_percent)
     words = await time_serially(search(ranking=Ranking(embedding_weight=0)))
     both = await time_serially(search(ranking=Ranking()))
-    direct = await lancedb_search(folder, store_id, vectors)
+    direct = await lancedb_search(folder, store_of(rows), vectors)
     ours_per_s, direct_per_s = [], []
     for _ in range(3):
         direct_per_s.append(await count_per_second(direct))
         ours_per_s.append(await count_per_second(search()))
-    ratio = median(ours_per_s) / median(direct_per_s)
-    print(
-        f"| {rows:,} | {everything.p50_ms:.1f} | {everything.p99_ms:.1f} | {everything.recall:.4f}"
-        f" | {one_percent.p50_ms:.1f} | {one_percent.recall:.4f} | {words.p50_ms:.1f} | {both.p50_ms:.1f}"
-        f" | {median(ours_per_s):.0f} | {ratio:.2f} |",
-        flush=True,
-    )
-    if rows >= 100_000:
-        tell(f"search of {rows:,} passages: p50", everything.p50_ms, "ms", at_most=10 if rows <= 100_000 else 15)
-    tell(f"search of {rows:,} passages: recall@10", everything.recall, at_least=0.99)
-    filtered = one_percent.p50_ms / everything.p50_ms
-    tell(f"search of 1 % of {rows:,} passages: p50, times that of all", filtered, at_most=2)
-    tell(f"search of {rows:,} passages: queries/s of LanceDB's own, 16 clients", ratio, at_least=0.8)
-    return everything.p50_ms
+    return Row(rows, everything, one_percent, words, both, median(ours_per_s), median(direct_per_s))
 
 
-def build(folder: Path, store_id: str, rows: int) -> None:
+def store_of(rows: int) -> str:
+    return f"vs_{rows:x}"
+
+
+def build(folder: Path, rows: int) -> None:
     """A store as the indexer makes and maintains it, if it is not there."""
-    writer = IndexWriter(folder)
+    writer, store_id = IndexWriter(folder), store_of(rows)
     if writer.version(store_id) is not None:
         return
     for start, vectors in _chunks(rows):
@@ -223,10 +307,6 @@ def _chunks(rows: int) -> Iterator[tuple[int, FloatMatrix]]:
 
 def _passage_id(number: int) -> str:
     return f"{file_id(number)}-{number % 20}"
-
-
-def _ids(passages: Sequence[Passage]) -> list[str]:
-    return [passage.passage_id for passage in passages]
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Indexer(Replica):
         self._versions.undo_unrecorded()
         self._ingestor.take_over()
         self._reembedder.take_over()
+        self._backups.take_over()
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")

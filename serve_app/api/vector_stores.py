@@ -28,7 +28,7 @@ from serve_app.api.wire import (
 )
 from serve_app.errors import RayconteurError
 from serve_app.knowledge import parse
-from serve_app.knowledge.catalog import NewFile
+from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.retrieve import retrieve
 from serve_app.types import AttributeChange, Json, Passage, StoreFileRef, StoreVersionRef
 

@@ -40,6 +40,11 @@ class BackupWorker:
         self._url = config.backup_url
         self._lease_s = lease_s
 
+    def take_over(self) -> None:
+        """Wait for no lease of the process before this one. If that is still alive, the fence stops it."""
+        with self._database.write() as connection:
+            connection.execute(update(backup_jobs).where(backup_jobs.c.status == "in_progress").values(lease_until=0.0))
+
     def run_once(self) -> bool:
         """Do the oldest job that waits; False if none does. One that cannot be done is marked failed, with a reason."""
         claim = self._claim()

@@ -7,8 +7,7 @@ by which the same content is never put in twice.
 import hashlib
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,7 +30,8 @@ from serve_app.knowledge.parse import detect_media_type
 
 PATH_KEY, SHA256_KEY = "path", "sha256"
 _UPLOADS_AT_ONCE = 4
-_BATCH_SIZE = 20
+_BATCH_SIZE = 50
+"""The files that one request asks about. Small, as nothing is indexed before its batch is attached."""
 _POLL_S = 1.0
 _MAX_ATTRIBUTE_LENGTH = 512
 _SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
@@ -145,20 +145,26 @@ class _Ingestion:
         self._outcome = Outcome()
         self._replacing: list[str] = []
         """The new ones of the files that took the place of others."""
-        self._indexing: deque[tuple[str, Document]] = deque()
-        """File ids in the order in which they will be indexed."""
+        self._indexing: dict[str, Document] = {}
+        """By the ids of their files."""
+        self._unfinished: list[str] = []
+        """Those that an earlier run has uploaded."""
+        self._batches: list[str] = []
+        """Those of this run, in the order in which they will be indexed."""
 
     def run(self) -> Outcome:
         stored = list(self._client.vector_stores.files.list(self._store_id, limit=100, order="asc"))
         known = {_attribute(each, SHA256_KEY): each for each in stored if each.status in ("completed", "in_progress")}
         new = [document for sha256, document in self._contents.items() if sha256 not in known]
-        unfinished = [each for each in known.values() if each.status == "in_progress"]
-        for each in unfinished:
-            if document := self._contents.get(_attribute(each, SHA256_KEY)):
-                self._indexing.append((each.id, document))
+        for sha256, each in known.items():
+            if each.status == "in_progress" and sha256 in self._contents:
+                self._indexing[each.id] = self._contents[sha256]
+                self._unfinished.append(each.id)
         with _progress() as progress:
             self._upload(new[::-1], progress)
-            self._await_indexing(stored, progress)
+            earlier = {_attribute(each, PATH_KEY) for each in stored if each.status == "completed"}
+            for file in self._indexed(progress):
+                self._settle(file, earlier)
         self._remove_leftovers(stored)
         return self._outcome
 
@@ -201,35 +207,44 @@ class _Ingestion:
         except OSError as error:
             self._outcome.failed.append((document.path, error.strerror or str(error)))
         else:
-            self._indexing.append((file_id, document))
+            self._indexing[file_id] = document
             attributes: dict[str, str | float | bool] = {PATH_KEY: document.path, SHA256_KEY: document.sha256}
             uploaded.append({"file_id": file_id, "attributes": attributes})
 
     def _attach(self, uploaded: list[BatchFile]) -> None:
         if uploaded:
-            self._client.vector_stores.file_batches.create(self._store_id, files=uploaded)
+            self._batches.append(self._client.vector_stores.file_batches.create(self._store_id, files=uploaded).id)
             uploaded.clear()
 
-    def _await_indexing(self, stored: list[VectorStoreFile], progress: Progress) -> None:
-        """Until each is indexed or failed; only the next in line is asked about."""
-        earlier = {(_attribute(each, PATH_KEY)) for each in stored if each.status == "completed"}
+    def _indexed(self, progress: Progress) -> Iterator[VectorStoreFile]:
+        """Each when it is indexed or failed. Only the next batch in line is asked about: many cost little."""
         task = progress.add_task("Indexing", total=len(self._indexing), visible=bool(self._indexing))
-        while self._indexing:
-            file_id, document = self._indexing[0]
-            now = self._client.vector_stores.files.retrieve(file_id, vector_store_id=self._store_id)
-            if now.status == "in_progress":
+        files, batches = self._client.vector_stores.files, self._client.vector_stores.file_batches
+        for file_id in self._unfinished:
+            while (file := files.retrieve(file_id, vector_store_id=self._store_id)).status == "in_progress":
                 time.sleep(_POLL_S)
-                continue
-            self._indexing.popleft()
             progress.advance(task)
-            if now.status != "completed":
-                why = now.last_error.message if now.last_error else f"its indexing was {now.status}"
-                self._outcome.failed.append((document.path, why))
-            elif document.path in earlier:
-                self._outcome.replaced += 1
-                self._replacing.append(file_id)
-            else:
-                self._outcome.added += 1
+            yield file
+        done = len(self._unfinished)
+        for batch_id in self._batches:
+            while (counts := batches.retrieve(batch_id, vector_store_id=self._store_id).file_counts).in_progress:
+                progress.update(task, completed=done + counts.total - counts.in_progress)
+                time.sleep(_POLL_S)
+            done += counts.total
+            progress.update(task, completed=done)
+            yield from batches.list_files(batch_id, vector_store_id=self._store_id, limit=100)
+
+    def _settle(self, file: VectorStoreFile, earlier: Set[str]) -> None:
+        """`earlier` are the paths that the store held before."""
+        document = self._indexing[file.id]
+        if file.status != "completed":
+            why = file.last_error.message if file.last_error else f"its indexing was {file.status}"
+            self._outcome.failed.append((document.path, why))
+        elif document.path in earlier:
+            self._outcome.replaced += 1
+            self._replacing.append(file.id)
+        else:
+            self._outcome.added += 1
 
     def _remove_leftovers(self, stored: list[VectorStoreFile]) -> None:
         """Earlier failures of what was tried again, and uploads that no version of the store needs any more."""

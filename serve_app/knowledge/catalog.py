@@ -6,13 +6,23 @@ raises the row's fence, so that a result which is still on its way is refused.
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, insert, select, true, update
 
 from serve_app.errors import InvalidRequest, NotFound
+from serve_app.knowledge.documents import (
+    NO_DOCUMENT,
+    NewFile,
+    documents_of,
+    is_listed,
+    is_the_same,
+    key_of,
+    new_row,
+    require_files,
+    require_one_version_each,
+)
 from serve_app.knowledge.history import (
     AsOf,
     content_of,
@@ -22,11 +32,18 @@ from serve_app.knowledge.history import (
     version_row,
     version_to_json,
 )
+from serve_app.knowledge.store_objects import (
+    batch_to_json,
+    expiry_of,
+    file_to_json,
+    require_alive,
+    store_to_json,
+    stores_to_json,
+)
 from serve_app.storage.database import Database
 from serve_app.storage.paging import select_page
 from serve_app.storage.schema import (
     file_batches,
-    files,
     reembeddings,
     store_versions,
     vector_store_files,
@@ -37,20 +54,7 @@ from serve_app.types import AttributeValue, Json, Page, PageQuery, StoreTable, n
 FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 
 AUTO_CHUNKING: Json = {"type": "auto"}
-_DAY_S = 86_400
 _TOUCH_EVERY_S = 60
-_RATE_OVER_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class NewFile:
-    """A file for a store. Without a strategy of its own it is split as the store says."""
-
-    file_id: str
-    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
-    chunking_strategy: Json | None = None
-    key: str | None = None
-    """Names the document that the file is a version of. None: the attribute `path`, or else the file's name."""
 
 
 class Catalog:
@@ -91,17 +95,17 @@ class Catalog:
         with self._database.write() as connection:
             connection.execute(insert(vector_stores).values(row))
             self._add(connection, row, new_files, batch_id=None)
-            return _store_to_json(connection, row)
+            return store_to_json(connection, row)
 
     def get_store(self, store_id: str) -> Json:
         with self._database.read() as connection:
-            return _store_to_json(connection, _store_row(connection, store_id))
+            return store_to_json(connection, _store_row(connection, store_id))
 
     def list_stores(self, page: PageQuery) -> Page:
         key = (vector_stores.c.created_at, vector_stores.c.id)
         with self._database.read() as connection:
             rows, has_more = select_page(connection, select(vector_stores), key, page)
-            return Page(tuple(_stores_to_json(connection, rows)), has_more)
+            return Page(tuple(stores_to_json(connection, rows)), has_more)
 
     def update_store(self, store_id: str, changes: Mapping[str, Any]) -> Json:
         """`changes` may name `name`, `metadata`, `expires_after` and `retention`; what it does not name stays."""
@@ -111,7 +115,7 @@ class Catalog:
                 .where(vector_stores.c.id == store_id)
                 .values({**changes, "last_active_at": now_s()})
             )
-            return _store_to_json(connection, _store_row(connection, store_id))
+            return store_to_json(connection, _store_row(connection, store_id))
 
     def delete_store(self, store_id: str) -> None:
         with self._database.write() as connection:
@@ -124,7 +128,7 @@ class Catalog:
             # JSON null and no value are two things in SQL: which it is here depends on the database.
             rows = connection.execute(select(vector_stores)).mappings().all()
         latest = now_s() - seconds
-        return [row["id"] for row in rows if (expires_at := _expires_at(row)) is not None and expires_at <= latest]
+        return [row["id"] for row in rows if (expires_at := expiry_of(row)) is not None and expires_at <= latest]
 
     def require_stores(self, store_ids: Sequence[str], as_of: AsOf | None = None) -> dict[str, StoreTable]:
         """Are these stores there to be searched? `NotFound` or `InvalidRequest` if not; counts as a use of them.
@@ -138,7 +142,7 @@ class Catalog:
             for store_id in store_ids:
                 if store_id not in rows:
                     raise _no_store(store_id)
-                _require_alive(rows[store_id])
+                require_alive(rows[store_id])
             tables = {store_id: _table(connection, rows[store_id], as_of) for store_id in store_ids}
         for store_id, table in tables.items():
             self._require_usable(store_id, table.encoder)
@@ -153,7 +157,7 @@ class Catalog:
     def require_version(self, store_id: str, version: int) -> None:
         """Is this version of a store there to be rolled back to? `NotFound` or `InvalidRequest` if not."""
         with self._database.read() as connection:
-            _require_alive(_store_row(connection, store_id))
+            require_alive(_store_row(connection, store_id))
             row = version_row(connection, store_id, version)
         self._require_usable(store_id, row["encoder"])
 
@@ -166,7 +170,7 @@ class Catalog:
         self._require_encoder(model)
         with self._database.write() as connection:
             store = _store_row(connection, store_id, lock=True)
-            _require_alive(store)
+            require_alive(store)
             of_store = reembeddings.c.store_id == store_id
             asked = _one(connection, select(reembeddings).where(of_store))
             is_under_way = asked is not None and (asked["encoder"], asked["status"]) == (model, "in_progress")
@@ -181,7 +185,7 @@ class Catalog:
             connection.execute(
                 update(vector_stores).where(vector_stores.c.id == store_id).values(last_active_at=now_s())
             )
-            return _store_to_json(connection, _store_row(connection, store_id))
+            return store_to_json(connection, _store_row(connection, store_id))
 
     # Versions of a store
 
@@ -218,17 +222,17 @@ class Catalog:
         with self._database.write() as connection:
             store = _store_row(connection, store_id, lock=True)
             self._add(connection, store, [new_file], batch_id=None)
-            return _file_to_json(_file_row(connection, store_id, new_file.file_id))
+            return file_to_json(_file_row(connection, store_id, new_file.file_id))
 
     def get_file(self, store_id: str, file_id: str) -> Json:
         with self._database.read() as connection:
-            return _file_to_json(_file_row(connection, store_id, file_id))
+            return file_to_json(_file_row(connection, store_id, file_id))
 
     def list_files(
         self, store_id: str, page: PageQuery, *, status: FileStatus | None = None, batch_id: str | None = None
     ) -> Page:
         rows = select(vector_store_files).where(vector_store_files.c.store_id == store_id)
-        only = _is_listed() if batch_id is None else true()
+        only = is_listed() if batch_id is None else true()
         if status is not None:
             only &= vector_store_files.c.status == status
         with self._database.read() as connection:
@@ -238,7 +242,7 @@ class Catalog:
                 rows = rows.where(vector_store_files.c.batch_id == batch_id)
             key = (vector_store_files.c.created_at, vector_store_files.c.file_id)
             found, has_more = select_page(connection, rows, key, page, only)
-        return Page(tuple(_file_to_json(row) for row in found), has_more)
+        return Page(tuple(file_to_json(row) for row in found), has_more)
 
     def list_file_versions(self, store_id: str, file_id: str) -> list[Json]:
         """All files that are or were a version of the same document, newest first."""
@@ -257,7 +261,7 @@ class Catalog:
             connection.execute(
                 update(vector_store_files).where(_is_file(store_id, file_id)).values(attributes=dict(attributes))
             )
-            return _file_to_json(_file_row(connection, store_id, file_id))
+            return file_to_json(_file_row(connection, store_id, file_id))
 
     def remove_file(self, store_id: str, file_id: str) -> None:
         with self._database.write() as connection:
@@ -297,18 +301,18 @@ class Catalog:
             store = _store_row(connection, store_id, lock=True)
             connection.execute(insert(file_batches).values(batch))
             self._add(connection, store, new_files, batch_id=batch["id"])
-            return _batch_to_json(connection, batch)
+            return batch_to_json(connection, batch)
 
     def get_batch(self, store_id: str, batch_id: str) -> Json:
         with self._database.read() as connection:
-            return _batch_to_json(connection, _batch_row(connection, store_id, batch_id))
+            return batch_to_json(connection, _batch_row(connection, store_id, batch_id))
 
     def cancel_batch(self, store_id: str, batch_id: str) -> Json:
         """What is done stays done."""
         with self._database.write() as connection:
             batch = _batch_row(connection, store_id, batch_id)
             _cancel(connection, vector_store_files.c.batch_id == batch_id)
-            return _batch_to_json(connection, batch)
+            return batch_to_json(connection, batch)
 
     def _require_usable(self, store_id: str, encoder: str) -> None:
         if encoder not in self._encoders:
@@ -332,25 +336,25 @@ class Catalog:
     def _add(
         self, connection: Connection, store: RowMapping | Json, new_files: Sequence[NewFile], batch_id: str | None
     ) -> None:
-        _require_alive(store)
+        require_alive(store)
         self._require_usable(store["id"], store["encoder"])
         wanted = {new_file.file_id: new_file for new_file in new_files}
         if not wanted:
             return
-        uploads = _require_files(connection, wanted)
+        uploads = require_files(connection, wanted)
         query = select(vector_store_files).where(vector_store_files.c.store_id == store["id"])
         by_id = query.where(vector_store_files.c.file_id.in_(wanted))
         present = {row["file_id"]: row for row in connection.execute(by_id).mappings()}
-        keys = {file_id: _key(new_file, uploads[file_id]["filename"]) for file_id, new_file in wanted.items()}
-        _require_one_version_each(keys, uploads)
-        documents = _documents(connection, store["id"], keys.values())
+        keys = {file_id: key_of(new_file, uploads[file_id]["filename"]) for file_id, new_file in wanted.items()}
+        require_one_version_each(keys, uploads)
+        documents = documents_of(connection, store["id"], keys.values())
 
         added = []
         for file_id, new_file in wanted.items():
-            document = documents.get(keys[file_id], _NO_DOCUMENT)
-            row = _new_row(store, new_file, keys[file_id], document.version + 1, batch_id)
+            document = documents.get(keys[file_id], NO_DOCUMENT)
+            row = new_row(store, new_file, keys[file_id], document.version + 1, batch_id)
             same = document.found
-            if same and _is_the_same(same, row, uploads[file_id]):
+            if same and is_the_same(same, row, uploads[file_id]):
                 row |= {"status": "completed", "same_as": same["file_id"], "completed_at": time.time()}
             if file_id not in present:
                 added.append(row)
@@ -414,130 +418,12 @@ def _new_reembedding(store_id: str, encoder: str, suffix: str) -> Json:
     }
 
 
-def _reembedding_to_json(row: RowMapping) -> Json:
-    """How far a store is on its way to another encoder."""
-    return {
-        "model": row["encoder"],
-        "status": row["status"],
-        "created_at": row["created_at"],
-        "files_done": row["files_done"],
-        "files_total": row["files_total"],
-        "seconds_left": row["seconds_left"],
-        "error": {"code": row["error_code"], "message": row["error_message"] or ""} if row["error_code"] else None,
-    }
-
-
-def _new_row(store: RowMapping | Json, new_file: NewFile, key: str, version: int, batch_id: str | None) -> Json:
-    return {
-        "store_id": store["id"],
-        "file_id": new_file.file_id,
-        "key": key,
-        "version": version,
-        "since_version": None,
-        "until_version": None,
-        "same_as": None,
-        "completed_at": None,
-        "batch_id": batch_id,
-        "status": "in_progress",
-        "error_code": None,
-        "error_message": None,
-        "attributes": dict(new_file.attributes),
-        "chunking_strategy": new_file.chunking_strategy or store["chunking_strategy"],
-        "usage_bytes": 0,
-        "passages": 0,
-        "created_at": now_s(),
-        "fence": 0,
-        "lease_until": 0.0,
-        "attempts": 0,
-    }
-
-
-# Documents
-
-
-@dataclass(frozen=True, slots=True)
-class _Document:
-    version: int
-    """The newest, whatever has become of it."""
-    found: Json | None
-    """The file that searches find, with its `sha256`, unless a newer version is on its way."""
-
-
-_NO_DOCUMENT = _Document(0, None)
-
-
-def _key(new_file: NewFile, filename: str) -> str:
-    path = new_file.attributes.get("path")
-    return new_file.key or (path if isinstance(path, str) and path else filename)
-
-
-def _require_one_version_each(keys: Mapping[str, str], uploads: Mapping[str, RowMapping]) -> None:
-    first: dict[str, str] = {}
-    for file_id, key in keys.items():
-        other = first.setdefault(key, file_id)
-        if other != file_id:
-            raise InvalidRequest(
-                f"The files {other!r} and {file_id!r} ({uploads[file_id]['filename']!r}) would be the same document,"
-                f" {key!r}: send `files` and give each a `key` (or the attribute `path`), or add one after the other",
-                param="files",
-                code="duplicate_key",
-            )
-
-
-def _documents(connection: Connection, store_id: str, keys: Iterable[str]) -> dict[str, _Document]:
-    """By key."""
-    query = (
-        select(vector_store_files, files.c.sha256)
-        .join(files, files.c.id == vector_store_files.c.file_id)
-        .where(vector_store_files.c.store_id == store_id, vector_store_files.c.key.in_(set(keys)))
-        .order_by(vector_store_files.c.version)
-    )
-    documents: dict[str, _Document] = {}
-    for row in connection.execute(query).mappings():
-        before = documents.get(row["key"], _NO_DOCUMENT)
-        found = before.found
-        if row["status"] == "in_progress":
-            found = None
-        elif row["status"] == "completed" and row["until_version"] is None and row["same_as"] is None:
-            found = dict(row)
-        documents[row["key"]] = _Document(row["version"], found)
-    return documents
-
-
-def _is_the_same(found: Json, row: Json, upload: RowMapping) -> bool:
-    """Whether ingesting the new file would change nothing that can be found."""
-    return bool(
-        found["file_id"] != row["file_id"]
-        and found["sha256"] == upload["sha256"]
-        and found["attributes"] == row["attributes"]
-        and found["chunking_strategy"] == row["chunking_strategy"]
-    )
-
-
-def _require_files(connection: Connection, file_ids: Iterable[str]) -> dict[str, RowMapping]:
-    """The files' own rows, by id."""
-    ids = list(file_ids)
-    alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
-    # The lock keeps PostgreSQL from deleting one before the rows that point to it are there; SQLite has one writer.
-    query = select(files).where(files.c.id.in_(ids), alive).with_for_update(read=True, key_share=True)
-    known = {row["id"]: row for row in connection.execute(query).mappings()}
-    for file_id in ids:
-        if file_id not in known:
-            raise NotFound(f"There is no file {file_id!r}", param="file_id")
-    return known
-
-
 def _cancel(connection: Connection, where: ColumnElement[bool]) -> None:
     connection.execute(
         update(vector_store_files)
         .where(where, vector_store_files.c.status == "in_progress")
         .values(status="cancelled", fence=vector_store_files.c.fence + 1, lease_until=0.0)
     )
-
-
-def _is_listed() -> ColumnElement[bool]:
-    """Not what a newer version of its document has replaced."""
-    return vector_store_files.c.until_version.is_(None)
 
 
 def _is_file(store_id: str, file_id: str) -> ColumnElement[bool]:
@@ -579,163 +465,3 @@ def _no_store(store_id: str) -> NotFound:
 
 def _no_file(store_id: str, file_id: str) -> NotFound:
     return NotFound(f"The vector store {store_id!r} has no file {file_id!r}", param="file_id")
-
-
-# OpenAI's objects
-
-
-@dataclass(frozen=True, slots=True)
-class _Usage:
-    counts: Json
-    size_bytes: int
-
-
-def _no_usage() -> _Usage:
-    return _Usage({"in_progress": 0, "completed": 0, "failed": 0, "cancelled": 0, "total": 0}, 0)
-
-
-def _usage(connection: Connection, store_ids: Sequence[str]) -> dict[str, _Usage]:
-    """By store; the stores without files are left out."""
-    return _counted(connection, vector_store_files.c.store_id, store_ids, _is_listed())
-
-
-# A column of the table is typed by what it holds, and both are strings here.
-def _counted(
-    connection: Connection, group: ColumnElement[Any], ids: Sequence[str], only: ColumnElement[bool] | None = None
-) -> dict[str, _Usage]:
-    counted: dict[str, _Usage] = {}
-    if ids:
-        query = (
-            select(group, vector_store_files.c.status, func.count(), func.sum(vector_store_files.c.usage_bytes))
-            .where(group.in_(ids), true() if only is None else only)
-            .group_by(group, vector_store_files.c.status)
-        )
-        for key, status, count, size_bytes in connection.execute(query):
-            before = counted.get(key, _no_usage())
-            counts = {**before.counts, status: count, "total": before.counts["total"] + count}
-            counted[key] = _Usage(counts, before.size_bytes + int(size_bytes))
-    return counted
-
-
-def _progress(connection: Connection, usage: _Usage, where: ColumnElement[bool]) -> Json | None:
-    """How long these files will still be in ingestion, at the rate of the last minute; None if none of them is.
-
-    Files are ingested in the order in which they came, whatever their store: those that came before count, too.
-    """
-    if not usage.counts["in_progress"]:
-        return None
-    in_progress = vector_store_files.c.status == "in_progress"
-    latest = select(func.max(vector_store_files.c.created_at)).where(where, in_progress).scalar_subquery()
-    ahead = select(func.count()).where(in_progress, vector_store_files.c.created_at <= latest)
-    since = time.time() - _RATE_OVER_S
-    done = select(func.count(), func.min(vector_store_files.c.completed_at)).where(
-        vector_store_files.c.completed_at > since
-    )
-    left = connection.execute(ahead).scalar_one()
-    completed, first_at = connection.execute(done).one()
-    # What has just begun is not measured over the minute before.
-    rate = completed / max(time.time() - first_at, 1.0) if completed else 0.0
-    return {
-        "files_left": left,
-        "files_per_second": round(rate, 2),
-        "seconds_left": round(left / rate) if rate else None,
-    }
-
-
-def _expires_at(store: RowMapping | Json) -> int | None:
-    if store["expires_after"] is None:
-        return None
-    return int(store["last_active_at"] + store["expires_after"]["days"] * _DAY_S)
-
-
-def _require_alive(store: RowMapping | Json) -> None:
-    if _has_expired(store):
-        raise InvalidRequest(
-            f"The vector store {store['id']!r} has expired; any update of it makes it usable again",
-            param="vector_store_ids",
-            code="vector_store_expired",
-        )
-
-
-def _has_expired(store: RowMapping | Json) -> bool:
-    expires_at = _expires_at(store)
-    return expires_at is not None and expires_at <= now_s()
-
-
-def _store_to_json(connection: Connection, store: RowMapping | Json) -> Json:
-    (written,) = _stores_to_json(connection, [store])
-    return written
-
-
-def _stores_to_json(connection: Connection, stores: Sequence[RowMapping | Json]) -> Iterator[Json]:
-    ids = [store["id"] for store in stores]
-    usage = _usage(connection, ids)
-    moving = select(reembeddings).where(reembeddings.c.store_id.in_(ids))
-    moves = {row["store_id"]: _reembedding_to_json(row) for row in connection.execute(moving).mappings()}
-    for store in stores:
-        used, move = usage.get(store["id"], _no_usage()), moves.get(store["id"])
-        yield _one_store_to_json(connection, store, used, move)
-
-
-def _one_store_to_json(connection: Connection, store: RowMapping | Json, used: _Usage, move: Json | None) -> Json:
-    status = "expired" if _has_expired(store) else "in_progress" if used.counts["in_progress"] else "completed"
-    return {
-        "id": store["id"],
-        "object": "vector_store",
-        "created_at": store["created_at"],
-        # OpenAI's type says that a name is never null.
-        "name": store["name"] or "",
-        "usage_bytes": used.size_bytes,
-        "file_counts": used.counts,
-        "progress": _progress(connection, used, vector_store_files.c.store_id == store["id"]),
-        "status": status,
-        "expires_after": store["expires_after"],
-        "expires_at": _expires_at(store),
-        "retention": store["retention"],
-        "model": store["encoder"],
-        "reembedding": move,
-        "last_active_at": store["last_active_at"],
-        "metadata": store["metadata"],
-    }
-
-
-def _file_to_json(row: RowMapping) -> Json:
-    error = {"code": row["error_code"], "message": row["error_message"] or ""} if row["error_code"] else None
-    strategy = row["chunking_strategy"]
-    return {
-        "id": row["file_id"],
-        "object": "vector_store.file",
-        "created_at": row["created_at"],
-        "vector_store_id": row["store_id"],
-        "status": row["status"],
-        "last_error": error,
-        "usage_bytes": row["usage_bytes"],
-        "attributes": row["attributes"],
-        # OpenAI's type has no `auto` in an answer. What it stands for here depends on the encoder.
-        "chunking_strategy": {"type": "other"} if strategy["type"] == "auto" else strategy,
-        "key": row["key"],
-        "version": row["version"],
-        "same_as": row["same_as"],
-    }
-
-
-def _batch_to_json(connection: Connection, batch: RowMapping | Json) -> Json:
-    used = _counted(connection, vector_store_files.c.batch_id, [batch["id"]])
-    usage = used.get(batch["id"], _no_usage())
-    return {
-        "id": batch["id"],
-        "object": "vector_store.files_batch",
-        "created_at": batch["created_at"],
-        "vector_store_id": batch["store_id"],
-        "status": _batch_status(usage.counts),
-        "file_counts": usage.counts,
-        "progress": _progress(connection, usage, vector_store_files.c.batch_id == batch["id"]),
-    }
-
-
-def _batch_status(counts: Json) -> str:
-    if counts["in_progress"]:
-        return "in_progress"
-    if counts["cancelled"]:
-        return "cancelled"
-    return "failed" if counts["total"] and counts["failed"] == counts["total"] else "completed"

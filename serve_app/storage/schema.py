@@ -160,6 +160,7 @@ files = Table(
     Column("sha256", String(64), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
+    Index("files_by_creation", "created_at", "id"),
 )
 
 vector_stores = Table(
@@ -224,6 +225,7 @@ vector_store_files = Table(
     Index("vector_store_files_by_status", "status", "lease_until"),
     Index("vector_store_files_by_batch", "batch_id"),
     Index("vector_store_files_by_key", "store_id", "key"),
+    Index("vector_store_files_by_creation", "store_id", "created_at", "file_id"),
     Index("vector_store_files_by_completion", "completed_at"),
 )
 

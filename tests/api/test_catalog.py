@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import select, update
 
 from serve_app.errors import NotFound, RayconteurError, UnsupportedFile
-from serve_app.knowledge.catalog import Catalog, NewFile
+from serve_app.knowledge.catalog import Catalog
+from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.parse import detect_media_type
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore

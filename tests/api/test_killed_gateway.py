@@ -2,9 +2,7 @@
 
 import json
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from serve_app.storage.database import open_database
 from serve_app.storage.schema import response_jobs, runners
 from serve_app.types import Json
 from tests.api.gateway_process import TEXT
+from tests.server import running
 
 Start = Callable[[], tuple[subprocess.Popen[bytes], httpx.Client]]
 
@@ -28,14 +27,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start() -> tuple[subprocess.Popen[bytes], httpx.Client]:
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                port = listener.getsockname()[1]
-                command = [sys.executable, "-m", "tests.api.gateway_process", str(tmp_path), str(listener.fileno())]
-                process = subprocess.Popen(command, pass_fds=[listener.fileno()])
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-            return process, stack.enter_context(client)
+            process, url = stack.enter_context(running("tests.api.gateway_process", str(tmp_path)))
+            return process, stack.enter_context(httpx.Client(base_url=url, timeout=60))
 
         yield start
 

@@ -83,6 +83,13 @@ class LocalIndex:
         self._reembedder = Reembedder(database, files, encoders, self._writer, self._versions, config)
         self._encoders = encoders
 
+    def take_over(self) -> None:
+        """From a process that was killed."""
+        self._versions.undo_unrecorded()
+        self._ingestor.take_over()
+        self._reembedder.take_over()
+        self._versions.enforce_retention()
+
     async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         return self._encoders[model or WordEncoder.model_id].encode(texts)
 

@@ -15,9 +15,9 @@ Found = list[tuple[str, str]]
 class Documents:
     """One store, and short ways to change and to ask it."""
 
-    def __init__(self, client: openai.OpenAI) -> None:
+    def __init__(self, client: openai.OpenAI, store_id: str | None = None) -> None:
         self._client = client
-        self.store_id = client.vector_stores.create(name="handbook").id
+        self.store_id = store_id or client.vector_stores.create(name="handbook").id
 
     def put(self, name: str, text: str, **extra: Any) -> str:
         """Upload a file and add it to the store. It is ingested before this returns."""

@@ -53,6 +53,17 @@ def test_a_backup_whose_indexer_is_killed_is_taken_over(
     assert elsewhere.passages(store_id) == system.passages(store_id)
 
 
+def test_a_new_indexer_does_not_wait_for_the_lease_of_the_one_before(system: System) -> None:
+    fill(system)
+    backup = system.jobs.create_backup(None)
+    run_until_killed(system, "put", 1)
+
+    system.worker.take_over()
+
+    assert system.worker.run_once()
+    assert system.jobs.get_backup(backup["id"])["status"] == "completed"
+
+
 @pytest.mark.parametrize(("step", "count"), [("fetch", 1), ("fetch", 20), ("_insert", 1)])
 def test_a_restore_that_is_killed_shows_nothing_and_is_taken_over(
     system: System, elsewhere: System, step: str, count: int

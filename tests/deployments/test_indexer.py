@@ -8,7 +8,8 @@ from pathlib import Path
 from deployments.indexer import Indexer
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import AppConfig, IngestionConfig, StorageConfig
-from serve_app.knowledge.catalog import Catalog, NewFile
+from serve_app.knowledge.catalog import Catalog
+from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.parse import detect_media_type
 from serve_app.storage.files import FileStore
 from tests.databases import opened
