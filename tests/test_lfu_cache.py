@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.lfu_cache import LfuCache
-from tests.fakes import RecordedMetrics
+from serve_app.vitals import CacheSize
 
 
 class Reference:
@@ -99,13 +99,10 @@ def test_it_can_be_emptied_and_used_again() -> None:
     assert set(cache) == {b"b", b"c"}
 
 
-def test_its_size_is_a_metric() -> None:
-    metrics = RecordedMetrics()
-    cache = LfuCache(max_entries=2, max_bytes=1000, metrics=metrics)
-
+async def test_it_tells_its_size_and_is_released() -> None:
+    cache = LfuCache(max_entries=2, max_bytes=1000)
     cache.keep(b"a", "a")
 
-    assert metrics.values == {
-        ("rayconteur_response_cache_entries",): 1,
-        ("rayconteur_response_cache_bytes",): cache.currsize,
-    }
+    assert cache.size() == CacheSize(1, int(cache.currsize))
+    assert await cache.release()
+    assert (cache.size(), cache.find(b"a")) == (CacheSize(0, 0), None)
