@@ -17,10 +17,13 @@ from deployments.adapters import (
     RemoteReranker,
     RemoteRetriever,
     part_status,
+    read_capacities,
     remote_sessions,
 )
+from serve_app.admission.admissions import Admissions
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
+from serve_app.generation.admitted import AdmittedGenerator
 from serve_app.generation.settings import UserConfig
 from serve_app.generation.tokens import load_token_counter
 from serve_app.knowledge.query_cache import CachedEmbedder
@@ -60,17 +63,23 @@ class Gateway:
         metrics = RayMetrics()
         tallies = Counter[Tally]()
         embedder = RemoteEmbedder(handles["embedder"], timeout_s)
+        count_tokens = load_token_counter(resolve_model(config.generator.model_source))
+        admissions = Admissions(metrics)
+        generator = RemoteGenerator(handles["generator"], config.api.request_timeout_s)
+        model_id = config.generator.model_id
         parts = Parts(
             embedder=embedder,
             query_embedder=CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics),
             retriever=CountedRetriever(RemoteRetriever(handles["retriever"], timeout_s), tallies, metrics),
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
-            generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
+            generator=AdmittedGenerator(generator, admissions.of(model_id), count_tokens),
             sessions=remote_sessions(handles["sessions"], timeout_s),
-            count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
+            count_tokens=count_tokens,
             tallies=tallies,
             reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
             metrics=metrics,
+            admissions=admissions,
+            read_capacities=lambda: read_capacities({model_id: handles["generator"]}),
         )
         database = open_database(config.storage.resolved_database_url)
         self._app = create_app(config, parts, database, self._check_parts)
@@ -79,8 +88,9 @@ class Gateway:
     async def reconfigure(self, user_config: Any) -> None:  # whatever the YAML holds
         """Serve calls this after the start, and with each `serve deploy` that changes the gateway's `user_config`."""
         assert self._app is not None, "Serve has built the app before"
-        settings = self._app.state.context.settings
-        await asyncio.to_thread(settings.declare, UserConfig.model_validate(user_config))
+        context, said = self._app.state.context, UserConfig.model_validate(user_config)
+        context.parts.admissions.configure(said.admission)
+        await asyncio.to_thread(context.settings.declare, said)
 
     async def _check_parts(self) -> dict[str, str]:
         statuses = await asyncio.gather(*(part_status(handle) for handle in self._handles.values()))

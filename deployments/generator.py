@@ -7,6 +7,7 @@ takes about nine seconds and 0.8 GB.
 """
 
 import json
+import math
 import os
 from argparse import Namespace
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ import ray
 from serve_app.config import AppConfig, GeneratorConfig
 from serve_app.errors import InternalError, InvalidRequest, NotFound, RayconteurError, Unavailable
 from serve_app.models import resolve_model
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Capacity, GenerationRequest, Json
 
 if TYPE_CHECKING:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -52,6 +53,16 @@ class Generator:
                 error = json.loads(event[len("data: ") :])["error"]
                 raise _refusal(error["message"], error["code"], error.get("param"))
             yield event
+
+    async def capacity(self) -> Capacity:
+        vllm = self._engine.vllm_config
+        return Capacity(
+            sequences=vllm.scheduler_config.max_num_seqs,
+            # None where the cache is not made of blocks.
+            tokens=vllm.cache_config.kv_cache_size_tokens or math.inf,
+            step_tokens=vllm.scheduler_config.max_num_batched_tokens,
+            block_tokens=vllm.cache_config.block_size or 1,
+        )
 
     async def ready(self) -> None:
         await self._engine.check_health()

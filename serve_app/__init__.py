@@ -7,6 +7,7 @@ types.py        the plain values that cross processes
 config.py       `AppConfig`, the `args:` of serve_config.yaml
 models.py       where a model lies on this machine
 metrics.py      what an operator can watch
+admission/      who may use a model now, who waits, and who is to come back later
 parts.py        the roles that the request path needs, as Protocols
 events.py       what happens in a turn, and the same again from what is stored
 storage/        the SQL database and the uploaded files

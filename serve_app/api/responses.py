@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import Discriminator, Field, Tag
+from starlette.datastructures import State
 from starlette.responses import Response
 
-from serve_app.api.admission import PRIORITIES, ServiceTier, build_search, require_model
+from serve_app.admission.tiers import BACKGROUND, PRIORITIES
+from serve_app.api.checks import RequestTimeoutMs, ServiceTier, build_search, expect, require_model, tier_of
 from serve_app.api.context import Context, InContext
 from serve_app.api.items import InputItems, build_items, type_of
 from serve_app.api.response_events import EventEncoder
@@ -20,7 +22,7 @@ from serve_app.events import AnswerStarted, Event, Finished
 from serve_app.generation.prompt import newest_user_text, text_of
 from serve_app.generation.settings import Applied, Settings, fill_in
 from serve_app.memory import max_read_items
-from serve_app.types import Json, OpenTurn, new_id, now_s
+from serve_app.types import GenerationRequest, Json, OpenTurn, new_id, now_s
 
 router = APIRouter(tags=["responses"])
 
@@ -88,18 +90,23 @@ class CreateResponse(Wire):
 
 @router.post("/v1/responses", response_model=None)
 async def create_response(
-    body: CreateResponse, request: Request, context: InContext, idempotency_key: IdempotencyKey = None
+    body: CreateResponse,
+    request: Request,
+    context: InContext,
+    idempotency_key: IdempotencyKey = None,
+    request_timeout_ms: RequestTimeoutMs = None,
 ) -> Json | Response:
-    turn = await build_turn(body, request.state.request_id, idempotency_key, context)
+    turn = await build_turn(body, request.state, idempotency_key, request_timeout_ms, context)
     if body.background:
         queued = await context.background.queue(turn)
         return _follow(queued["id"], -1, context) if body.stream else queued
-    events = reply(turn, context.parts, context.config)
-    if body.stream:
-        begun = await while_connected(request, _peek(events))
-        return EventStream(_encode(begun, events))
-    finished = await while_connected(request, _finish(events))
-    return finished.response
+    with expect(context, _first_look(turn)):
+        events = reply(turn, context.parts, context.config)
+        if body.stream:
+            begun = await while_connected(request, _peek(events))
+            return EventStream(_encode(begun, events))
+        finished = await while_connected(request, _finish(events))
+        return finished.response
 
 
 @router.get("/v1/responses/{response_id}", response_model=None)
@@ -132,7 +139,13 @@ async def list_input_items(response_id: str, page: Annotated[PageParameters, Que
     return items.to_json()
 
 
-async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str | None, context: Context) -> Turn:
+async def build_turn(
+    body: CreateResponse,
+    asked: State,
+    idempotency_key: str | None,
+    timeout_ms: int | None,
+    context: Context,
+) -> Turn:
     """Check a request as a whole. Raises `InvalidRequest` or `NotFound`; nothing has happened yet then."""
     model = require_model(context, body.model)
     conversation_id = body.conversation.id if isinstance(body.conversation, ConversationRef) else body.conversation
@@ -165,10 +178,20 @@ async def build_turn(body: CreateResponse, request_id: str, idempotency_key: str
             runner_id=None if body.background else context.runner_id,
         ),
         sampling=_build_sampling(body, model, applied.settings),
-        request_id=request_id,
+        request_id=asked.request_id,
         search=await build_search(context, tool, with_results=RESULTS in (body.include or ())) if tool else None,
-        priority=PRIORITIES[body.service_tier or "default"],
+        priority=BACKGROUND if body.background else PRIORITIES[tier_of(body.service_tier)],
+        caller=asked.caller,
+        # Nobody waits for a background response.
+        timeout_s=timeout_ms / 1000 if timeout_ms and not body.background else None,
     )
+
+
+def _first_look(turn: Turn) -> GenerationRequest:
+    """As far as it is known before anything has been read or searched for it."""
+    instructions = {"content": turn.opening.response["instructions"]}
+    payload = {**turn.sampling, "messages": [instructions, *turn.opening.input_items]}
+    return GenerationRequest(payload, turn.request_id, turn.priority, caller=turn.caller, timeout_s=turn.timeout_s)
 
 
 async def _peek(events: AsyncGenerator[Event, None]) -> list[Event]:
@@ -289,7 +312,7 @@ def _build_response(body: CreateResponse, model: str, conversation_id: str | Non
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": body.reasoning or {"effort": None, "summary": None},
         "safety_identifier": body.safety_identifier,
-        "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
+        "service_tier": tier_of(body.service_tier),
         "store": body.store is not False,
         "settings": applied.to_json(),
         "temperature": _first(body.temperature, applied.settings.temperature, 1.0),
