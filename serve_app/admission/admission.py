@@ -127,8 +127,8 @@ class Admission:
 
     def has_room(self, tier: Tier) -> bool:
         """Whether a usual request of this tier would be let in at once."""
-        room = self._open * SHARES[tier] - Load(1, self._answer_tokens)
-        return not self._is_anybody_before(tier) and self.load.fits(room)
+        usual = Load(1, self._answer_tokens)
+        return not self._is_anybody_before(tier) and self._fits(tier, usual)
 
     # --- coming and going -----------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class Admission:
         place = self._build_place(demand)
         self._want(place)
         tier, queue = demand.tier, self._queues[demand.tier]
-        if not self._is_anybody_before(tier) and self._fits(place) and self._leaves_room(place):
+        if not self._is_anybody_before(tier) and self._fits(tier, place.load) and self._leaves_room(place):
             queue.charge(place.caller, place.load)
             self._let_in(place)
             self._metrics.observe(ADMISSION_WAIT_SECONDS, 0.0, model=self._model_id, tier=tier)
@@ -218,7 +218,7 @@ class Admission:
         """Where one finds no room nobody overtakes it, unless it has to leave room for just that one."""
         for queue in self._queues.values():
             for place in queue.heads() if len(queue) else ():
-                if not self._fits(place):
+                if not self._fits(place.demand.tier, place.load):
                     return None
                 if self._leaves_room(place):
                     return place
@@ -264,10 +264,10 @@ class Admission:
         # And prompts are read one by one.
         return replace(room * self._settings.beside_priority, unread=0)
 
-    def _fits(self, place: Place) -> bool:
+    def _fits(self, tier: Tier, load: Load) -> bool:
         # Alone everything fits: what is too large for the engine it says itself.
-        room = self._room(place.demand.tier)
-        return (self.load + place.load.at_most(room)).fits(room)
+        room = self._room(tier)
+        return (self.load + load.at_most(room)).fits(room)
 
     def _leaves_room(self, place: Place) -> bool:
         """For the tier's other callers."""

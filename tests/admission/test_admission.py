@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -184,6 +184,16 @@ def test_background_leaves_half_of_the_engine_free() -> None:
     run(test())
 
 
+def test_there_is_room_for_background_until_half_is_taken() -> None:
+    async def test() -> None:
+        admission = build_admission(limits={"m": Limits(requests=1)})
+        assert admission.has_room("background")
+        await fill(admission)
+        assert not admission.has_room("background")
+
+    run(test())
+
+
 def test_better_tiers_go_first() -> None:
     async def test() -> None:
         admission = build_admission(limits={"m": Limits(requests=4)}, max_wait_s=600)
@@ -306,10 +316,10 @@ def test_background_waits_longer_than_clients_do() -> None:
 def test_what_is_expected_is_reckoned_with_and_takes_no_place() -> None:
     async def test() -> None:
         admission = build_admission()
-        with admission.expect(DEMAND):
+        with admission.expect(DEMAND), ExitStack() as others:
             # Nothing is known of the engine's pace, so as many may wait as there is room for.
             for number in range(2, 2 * OPEN + 1):
-                admission.expect(replace(DEMAND, request_id=f"req_{number}")).__enter__()
+                others.enter_context(admission.expect(replace(DEMAND, request_id=f"req_{number}")))
             with pytest.raises(Overloaded), admission.expect(replace(DEMAND, request_id="req_more")):
                 pass
             assert admission.load == Load()

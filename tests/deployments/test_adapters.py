@@ -6,13 +6,14 @@ from typing import Any, Self, cast
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments import adapters
-from deployments.adapters import RayMetrics, RemoteGenerator
+from deployments.adapters import RayMetrics, RemoteGenerator, read_capacities
 from serve_app.errors import InvalidRequest, RayconteurError, Unavailable
 from serve_app.metrics import CATALOGUE, SEARCH_FAILURES, Metrics
-from serve_app.types import GenerationRequest
+from serve_app.types import Capacity, GenerationRequest
 
 REQUEST = GenerationRequest({}, "req_1")
 
@@ -161,3 +162,34 @@ async def test_requests_of_a_session_ask_for_its_replica() -> None:
     assert [event async for event in generator.stream(request)] == ["data: [DONE]\n\n"]
 
     assert handle.calls == [{"session_id": "conv_1"}, {"stream": True, "session_id": "conv_1"}]
+
+
+class Broadcast:
+    """A handle whose replicas say this."""
+
+    def __init__(self, answers: Sequence[object] | Exception) -> None:
+        self._answers = answers
+
+    def broadcast(self, method: str) -> Self:
+        assert method == "capacity"
+        return self
+
+    async def results_async(self, *, return_exceptions: bool) -> Sequence[object]:
+        assert return_exceptions
+        if isinstance(self._answers, Exception):
+            raise self._answers
+        return self._answers
+
+
+async def test_capacities_are_of_all_replicas_that_answer() -> None:
+    one = Capacity(sequences=40, tokens=8000, step_tokens=256, block_tokens=16)
+    handles = {
+        "two": Broadcast([one, ActorDiedError(), one]),
+        "none": Broadcast([ActorDiedError()]),
+        "starting": Broadcast(ReplicaUnavailableError("none yet")),
+    }
+
+    # As much of a handle as this takes.
+    capacities = await read_capacities(cast("dict[str, DeploymentHandle[Any]]", handles))
+
+    assert capacities == {"two": Capacity(sequences=80, tokens=16000, step_tokens=512, block_tokens=16)}
