@@ -1,7 +1,6 @@
 """A model behind its door: what it is asked for, and that a place is left whatever happens."""
 
 import asyncio
-from contextlib import aclosing
 
 import pytest
 
@@ -70,14 +69,14 @@ def test_a_very_long_text_is_not_tokenised() -> None:
 async def test_an_answer_holds_its_place_until_it_is_whole(
     generator: AdmittedGenerator, model: FakeGenerator, admission: Admission
 ) -> None:
-    async with aclosing(generator.stream(REQUEST)) as events:
-        assert admission.load == Load()
-        await anext(events)
-        assert admission.load.sequences == 2
-        with pytest.raises(Overloaded):
-            await generator.complete(REQUEST)
-        async for _ in events:
-            pass
+    events = generator.stream(REQUEST)
+    assert admission.load == Load()
+    await anext(events)
+    assert admission.load.sequences == 2
+    with pytest.raises(Overloaded):
+        await generator.complete(REQUEST)
+    async for _ in events:
+        pass
 
     assert admission.load == Load()
     assert len(model.requests) == 1
