@@ -8,7 +8,6 @@ from starlette.concurrency import run_in_threadpool
 
 from serve_app.api.context import Context
 from serve_app.conversation.runners import count_living
-from serve_app.errors import RayconteurError
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +19,9 @@ async def keep_capacities(context: Context) -> NoReturn:
     while True:
         try:
             await refresh_capacities(context)
-        except RayconteurError as error:
-            log.warning("what the models can take may be out of date: %s", error)
+        except Exception:
+            # What was known holds on, and somebody has to look again.
+            log.exception("what the models can take may be out of date")
         context.parts.admissions.show()
         await asyncio.sleep(_LOOK_EVERY_S)
 

@@ -98,6 +98,21 @@ def test_what_the_cache_may_hold_is_refused_by_the_model_itself_and_taken_back(f
     assert full.openai.conversations.items.list(conversation.id).data == []
 
 
+def test_a_question_that_is_answered_already_is_never_refused(app: ChatApp) -> None:
+    key = {"Idempotency-Key": "once"}
+    answered = app.http.post("/v1/responses", json=ASK, headers=key).json()
+    app.fakes.generator.asked.clear()
+    held = app.fakes.generator.hold()
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(app.http.post, "/v1/chat/completions", json={**CHAT, "stream": True})
+        assert app.fakes.generator.asked.wait(20)
+        again = app.http.post("/v1/responses", json=ASK, headers=key).json()
+        held.set()
+        first.result().raise_for_status()
+
+    assert again == answered
+
+
 def test_background_is_not_refused_and_waits(full: ChatApp) -> None:
     queued = full.http.post("/v1/responses", json={**ASK, "background": True}).json()
     assert queued["status"] == "queued"
