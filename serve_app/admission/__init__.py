@@ -7,5 +7,6 @@ fair_queue.py   those of one tier who wait, in turns between callers
 callers.py      what each caller has inside, and has to leave free
 pace.py         how fast an engine writes, of late
 forecast.py     when there will be room
+inside.py       what is in one model's engine, how much more there may be, and when
 admission.py    one model's door: `Admission.enter` is the way in
 """
