@@ -18,6 +18,7 @@ from serve_app.cli.cluster import ray_token
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 420
+RESTART_TIMEOUT_S = 360
 PORT, DASHBOARD_PORT, RAY_PORT = 8017, 8277, 6397
 
 
@@ -40,6 +41,22 @@ class Application:
         )
         replicas = answer.json()["applications"]["rayconteur"]["deployments"][deployment]["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+    def kill(self, *deployments: str) -> None:
+        """With -9 the only replica of each, all at once. Returns when others run in their places."""
+        victims = {deployment: self.replica_pid(deployment) for deployment in deployments}
+        for pid in victims.values():
+            os.kill(pid, signal.SIGKILL)
+        for deployment, pid in victims.items():
+            self.wait_until_replaced(deployment, pid)
+        self.wait_until_ready()
+
+    def wait_until_replaced(self, deployment: str, pid: int) -> None:
+        wait_until(
+            lambda: bool(pids := self.replica_pids(deployment)) and pid not in pids,
+            RESTART_TIMEOUT_S,
+            f"a new {deployment}",
+        )
 
     def processes(self) -> list[psutil.Process]:
         """All that `rayconteur serve` has started, and itself."""

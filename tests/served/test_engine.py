@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.served.application import ROOT, Application, wait_until
+from tests.served.application import ROOT, Application
 from tests.served.conftest import MODEL
 
 MAX_TOKENS = 32
@@ -114,10 +113,7 @@ def test_memory_when_idle(application: Application) -> None:
     """At most 6 GB in all, pages that processes share counted once (PSS), and 250 MB for a gateway replica."""
     application.wait_until_ready()
     # One that has not answered anything yet: other tests have used this one.
-    used = application.replica_pid("Gateway")
-    os.kill(used, signal.SIGKILL)
-    wait_until(lambda: bool(pids := application.replica_pids("Gateway")) and used not in pids, 120, "a new gateway")
-    application.wait_until_ready()
+    application.kill("Gateway")
     memory = {process.pid: process.memory_full_info() for process in application.processes()}
     for process in application.processes():
         if process.pid in memory:
