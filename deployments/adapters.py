@@ -8,7 +8,7 @@ replica died is made again on another replica, within its deadline; a stream, if
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -28,6 +28,7 @@ from serve_app.metrics import CATALOGUE, Metric
 from serve_app.parts import Sessions
 from serve_app.types import (
     AttributeChange,
+    Capacity,
     FloatMatrix,
     GenerationRequest,
     Json,
@@ -239,6 +240,22 @@ async def part_status(handle: DeploymentHandle[Any]) -> str:
     except RayconteurError as error:
         return error.message
     return "ok"
+
+
+async def read_capacities(handles: Mapping[str, DeploymentHandle[Any]]) -> dict[str, Capacity]:
+    """By model id, of all replicas that answer together. A model of which none does is left out."""
+    found = await asyncio.gather(*(_capacity(handle) for handle in handles.values()))
+    return {model_id: capacity for model_id, capacity in zip(handles, found, strict=True) if capacity}
+
+
+async def _capacity(handle: DeploymentHandle[Any]) -> Capacity | None:
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            answers = await handle.broadcast("capacity").results_async(return_exceptions=True)
+    except (TimeoutError, RayError, RayServeException):
+        return None
+    known = [answer for answer in answers if isinstance(answer, Capacity)]
+    return sum(known[1:], known[0]) if known else None
 
 
 async def _call(method: Any, *arguments: object, timeout_s: float) -> Any:

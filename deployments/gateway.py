@@ -19,12 +19,15 @@ from deployments.adapters import (
     RemoteRetriever,
     own_handle,
     part_status,
+    read_capacities,
     remote_sessions,
 )
 from deployments.replica import Replica
+from serve_app.admission.admissions import Admissions
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig
 from serve_app.counts import Counted, Counts
+from serve_app.generation.admitted import AdmittedGenerator
 from serve_app.generation.cache import CachedGenerator
 from serve_app.generation.counted import CountedGenerator
 from serve_app.generation.settings import UserConfig
@@ -74,7 +77,11 @@ class Gateway(Replica):
         query_embedder = CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics)
         self._caches = (query_embedder,)
         retriever: Retriever = RemoteRetriever(handles["retriever"], timeout_s)
+        count_tokens = load_token_counter(resolve_model(config.generator.model_source))
+        admissions = Admissions(metrics)
+        model_id = config.generator.model_id
         generator: Generator = RemoteGenerator(handles["generator"], config.api.request_timeout_s)
+        generator = AdmittedGenerator(generator, admissions.of(model_id), count_tokens)
         generator = CountedGenerator(generator, self._counts, metrics)
         if config.cache.is_on:
             cache = LfuCache(config.cache.max_entries, config.cache.max_bytes)
@@ -88,11 +95,13 @@ class Gateway(Replica):
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
             generator=generator,
             sessions=remote_sessions(handles["sessions"], timeout_s),
-            count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
+            count_tokens=count_tokens,
             tallies=tallies,
             reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
             metrics=metrics,
             replicas=RemoteReplicas([own_handle(), *handles.values()], timeout_s),
+            admissions=admissions,
+            read_capacities=lambda: read_capacities({model_id: handles["generator"]}),
         )
         database = open_database(config.storage.resolved_database_url)
         self._app = create_app(config, parts, database, self._check_parts)
@@ -107,8 +116,9 @@ class Gateway(Replica):
     async def reconfigure(self, user_config: Any) -> None:  # whatever the YAML holds
         """Serve calls this after the start, and with each `serve deploy` that changes the gateway's `user_config`."""
         assert self._app is not None, "Serve has built the app before"
-        settings = self._app.state.context.settings
-        await asyncio.to_thread(settings.declare, UserConfig.model_validate(user_config))
+        context, said = self._app.state.context, UserConfig.model_validate(user_config)
+        context.parts.admissions.configure(said.admission)
+        await asyncio.to_thread(context.settings.declare, said)
 
     async def _check_parts(self) -> dict[str, str]:
         statuses = await asyncio.gather(*(part_status(handle) for handle in self._handles.values()))

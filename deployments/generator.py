@@ -8,6 +8,7 @@ takes about nine seconds and 0.8 GB.
 
 import json
 import logging
+import math
 import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +25,7 @@ from serve_app.counts import Counted, Counts
 from serve_app.errors import InternalError, InvalidRequest, NotFound, RayconteurError, Unavailable
 from serve_app.generation.pulse import Pulse
 from serve_app.models import resolve_model
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Capacity, GenerationRequest, Json
 from serve_app.vitals import EngineVitals, GpuMemory, Releasable
 
 if TYPE_CHECKING:
@@ -69,6 +70,16 @@ class Generator(Replica):
                 error = json.loads(event[len("data: ") :])["error"]
                 raise _refusal(error["message"], error["code"], error.get("param"))
             yield event
+
+    async def capacity(self) -> Capacity:
+        vllm = self._engine.vllm_config
+        return Capacity(
+            sequences=vllm.scheduler_config.max_num_seqs,
+            # None where the cache is not made of blocks.
+            tokens=vllm.cache_config.kv_cache_size_tokens or math.inf,
+            step_tokens=vllm.scheduler_config.max_num_batched_tokens,
+            block_tokens=vllm.cache_config.block_size or 1,
+        )
 
     async def ready(self) -> None:
         await self._engine.check_health()

@@ -9,6 +9,7 @@ models.py       where a model lies on this machine
 metrics.py      what an operator can watch
 counts.py       counts and times of a process, in logarithmic buckets
 vitals.py       what a process takes of the memory, and how it lets go of it
+admission/      who may use a model now, who waits, and who is to come back later
 parts.py        the roles that the request path needs, as Protocols
 lfu_cache.py    values in memory, of which those that are asked for most stay
 events.py       what happens in a turn, and the same again from what is stored

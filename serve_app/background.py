@@ -131,7 +131,9 @@ class BackgroundResponses:
                         await self._has_work.wait()
 
     async def _claim(self) -> ResponseJob | None:
-        if len(self._running) >= self._config.api.max_background_responses:
+        # A client's request goes first; and what the model has no place for is left to who has.
+        has_room = self.parts.admissions.has_room("background")
+        if not has_room or len(self._running) >= self._config.api.max_background_responses:
             return None
         try:
             return await run_in_threadpool(self._jobs.claim)

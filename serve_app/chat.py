@@ -8,6 +8,7 @@ was refused before the model had begun, it is taken back.
 import asyncio
 import contextvars
 import logging
+import math
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ class Turn:
     request_id: str
     search: Search | None = None
     priority: int = 0
+    caller: str = ""
+    timeout_s: float | None = None
+    """The client's own."""
     job_fence: int | None = None
     """Of a background response: what its job is held under. It has no client that could leave it."""
     cache: CacheUse = "off"
@@ -91,7 +95,7 @@ async def reply(
     its `answer`, with the events that are missing.
     """
     began = asyncio.get_running_loop().time()
-    deadline = began + config.api.request_timeout_s
+    deadline = began + min(config.api.request_timeout_s, turn.timeout_s or math.inf)
     call_timeout_s = config.api.call_timeout_s
     question = turn.opening.input_items
     answer = answer or Answer(turn.opening.response)
@@ -112,7 +116,9 @@ async def reply(
         messages = build_messages(turn.opening.response["instructions"], window, shown_input)
         if turn.search and answer.shown is None:
             asked, past = newest_user_text(question), [item.body for item in window.items]
-            building = build_queries(turn.search, asked, past, turn.sampling["model"], turn.priority, parts)
+            building = build_queries(
+                turn.search, asked, past, turn.sampling["model"], turn.priority, turn.caller, parts
+            )
             queries = await before(deadline, building)
             yield SearchStarted(answer.start_search(queries))
             found = await before(deadline, find_passages(turn.search, queries, parts))
@@ -125,7 +131,10 @@ async def reply(
 
         session = _session(opened, turn, messages)
         payload = {**turn.sampling, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
-        request = GenerationRequest(payload, turn.request_id, turn.priority, session.session_id, turn.cache)
+        timeout_s = deadline - asyncio.get_running_loop().time()
+        request = GenerationRequest(
+            payload, turn.request_id, turn.priority, session.session_id, turn.caller, timeout_s, turn.cache
+        )
         async with aclosing(generate(parts.generator, request, answer, deadline, parts.count_tokens)) as stream:
             async for events in stream:
                 for chunk in parse_chunks(events):

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from serve_app.admission.tiers import BACKGROUND
 from serve_app.config import AppConfig
 from serve_app.errors import InvalidRequest, RayconteurError
 from serve_app.generation.prompt import MAX_CHARACTERS_PER_TOKEN, add_guidance, build_messages, text_of
@@ -28,9 +29,6 @@ MAX_BEHIND = 2
 
 EXTRACT = "extract"
 """Who wrote a summary that no model wrote."""
-
-PRIORITY = 20
-"""vLLM's: after every request of a client, `flex` included."""
 
 TEMPERATURES = (0.0, 0.4)
 """The most likely summary, and if that is refused one more."""
@@ -179,7 +177,7 @@ async def _write_summary(
     }
     for temperature in TEMPERATURES:
         request = GenerationRequest(
-            payload | {"temperature": temperature}, new_id("fold"), PRIORITY, session.session_id
+            payload | {"temperature": temperature}, new_id("fold"), BACKGROUND, session.session_id
         )
         try:
             completion = await parts.generator.complete(request)
@@ -205,7 +203,7 @@ async def _warm(window: Window, session: Session, parts: Parts) -> None:
         messages = add_guidance(messages)
     payload = {"model": session.model, "messages": messages, "max_completion_tokens": 1, "temperature": 0.0}
     try:
-        await parts.generator.complete(GenerationRequest(payload, new_id("warm"), PRIORITY, session.session_id))
+        await parts.generator.complete(GenerationRequest(payload, new_id("warm"), BACKGROUND, session.session_id))
     except RayconteurError as error:
         logger.info("log %s: the next prompt is not computed ahead: %s", session.log_id, error)
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 _SEARCH_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+_WAIT_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _MAINTENANCE_BUCKETS_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
@@ -117,6 +118,20 @@ SEARCH_CACHE_REQUESTS = Metric(
     "Searches of one store that may come from the response cache, by whether they did",
     ("outcome",),
 )
+ADMITTED = Metric("rayconteur_admitted", "counter", "Requests that were given to a model", ("model", "tier"))
+REFUSED = Metric("rayconteur_refused", "counter", "Requests that were answered with a 429", ("model", "tier", "reason"))
+ADMISSION_WAIT_SECONDS = Metric(
+    "rayconteur_admission_wait_seconds",
+    "histogram",
+    "How long the admitted requests had waited for that, mostly not at all",
+    ("model", "tier"),
+    _WAIT_BUCKETS_S,
+)
+WAITING = Metric("rayconteur_waiting", "gauge", "Requests that wait for a place in a model", ("model", "tier"))
+IN_FLIGHT = Metric("rayconteur_in_flight", "gauge", "Answers that a model is writing for this gateway", ("model",))
+IN_FLIGHT_TOKENS = Metric(
+    "rayconteur_in_flight_tokens", "gauge", "Tokens of the cache that they will take, as is expected", ("model",)
+)
 
 CATALOGUE = (
     SEARCH_SECONDS,
@@ -144,6 +159,12 @@ CATALOGUE = (
     RESPONSE_CACHE_REQUESTS,
     SAVED_TOKENS,
     SEARCH_CACHE_REQUESTS,
+    ADMITTED,
+    REFUSED,
+    ADMISSION_WAIT_SECONDS,
+    WAITING,
+    IN_FLIGHT,
+    IN_FLIGHT_TOKENS,
 )
 
 

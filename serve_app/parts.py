@@ -5,14 +5,16 @@ the leaves of `errors.py`, and `Overloaded`, `Unavailable` or `Timeout` if the p
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serve_app.admission.admissions import Admissions
 from serve_app.metrics import NO_METRICS, Metrics, Tally
 from serve_app.types import (
     AppendItems,
     AttributeChange,
+    Capacity,
     CloseTurn,
     Conversation,
     FloatMatrix,
@@ -287,6 +289,10 @@ class Folds:
         self._sessions.discard(session_id)
 
 
+async def _no_news() -> dict[str, Capacity]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """All that answering a request needs, each behind its Protocol."""
@@ -306,3 +312,7 @@ class Parts:
     metrics: Metrics = NO_METRICS
     replicas: Replicas = field(default_factory=NoReplicas)
     folds: Folds = field(default_factory=Folds)
+    admissions: Admissions = field(default_factory=Admissions)
+    """The doors of the models, which `generator` asks."""
+    read_capacities: Callable[[], Awaitable[Mapping[str, Capacity]]] = _no_news
+    """What the models can have under way, by model id, all replicas together. One that does not answer is left out."""

@@ -32,7 +32,7 @@ class Search:
 
 
 async def build_queries(
-    search: Search, question: str, past: Sequence[Json], model: str, priority: int, parts: Parts
+    search: Search, question: str, past: Sequence[Json], model: str, priority: int, caller: str, parts: Parts
 ) -> tuple[str, ...]:
     """The question as it is asked, and if others came before it, as one that needs no conversation.
 
@@ -41,7 +41,7 @@ async def build_queries(
     widened = widen(question, past)
     if widened is None:
         return (question,)
-    restated = await _restate(question, past, model, priority, parts) if search.rewrites else None
+    restated = await _restate(question, past, model, priority, caller, parts) if search.rewrites else None
     return (question, restated or widened)
 
 
@@ -75,7 +75,9 @@ def _is_nearer(first: Sequence[Passage], second: Sequence[Passage]) -> bool:
     return best > 0 and best >= other
 
 
-async def _restate(question: str, past: Sequence[Json], model: str, priority: int, parts: Parts) -> str | None:
+async def _restate(
+    question: str, past: Sequence[Json], model: str, priority: int, caller: str, parts: Parts
+) -> str | None:
     payload = {
         "model": model,
         "messages": build_restatement_request(question, past, parts.count_tokens),
@@ -83,7 +85,8 @@ async def _restate(question: str, past: Sequence[Json], model: str, priority: in
         "temperature": 0.0,
     }
     try:
-        completion = await parts.generator.complete(GenerationRequest(payload, new_id("restate"), priority))
+        request = GenerationRequest(payload, new_id("restate"), priority, caller=caller)
+        completion = await parts.generator.complete(request)
     except RayconteurError as error:
         logger.info("a question is not restated: %s", error)
         return None

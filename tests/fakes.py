@@ -130,6 +130,7 @@ class FakeGenerator:
         self.stalls = False
         """Never ends once the deltas are out."""
         self.requests: list[GenerationRequest] = []
+        self.asked = threading.Event()
         self.asked_again = asyncio.Event()
         self.stalled = threading.Event()
         self.closed = threading.Event()
@@ -201,6 +202,7 @@ class FakeGenerator:
     def _begin(self, request: GenerationRequest) -> None:
         self._journal.note("generate")
         self.requests.append(request)
+        self.asked.set()
         if len(self.requests) > 1:
             self.asked_again.set()
         if self.refusal:

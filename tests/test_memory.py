@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from serve_app.admission.tiers import BACKGROUND
 from serve_app.chat import Turn, reply
 from serve_app.config import AppConfig, GeneratorConfig, SessionsConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, RayconteurError, Unavailable
 from serve_app.generation.prompt import GUIDANCE, SUMMARY
 from serve_app.generation.summary import INSTRUCTIONS
-from serve_app.memory import EXTRACT, PRIORITY, choose_cut, fit, is_full, max_read_items, shown_text, token_limit
+from serve_app.memory import EXTRACT, choose_cut, fit, is_full, max_read_items, shown_text, token_limit
 from serve_app.search import Search
 from serve_app.types import Json, KeepSummary, OpenTurn, PastItem, Ranking, StoreTable, Summary, Window, new_id
 from tests.databases import opened
@@ -140,7 +141,7 @@ async def test_what_leaves_the_window_is_in_the_summary(talk: Talk) -> None:
     for number in (1, 2, 3):
         assert f"User: {QUESTION.format(number)}\n\nAssistant: Hello there." in request["messages"][1]["content"]
     assert QUESTION.format(4) not in request["messages"][1]["content"]
-    assert talk.model.priorities == {PRIORITY}
+    assert talk.model.priorities == {BACKGROUND}
 
 
 async def test_a_summary_goes_on_from_the_one_before(talk: Talk) -> None:

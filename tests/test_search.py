@@ -45,11 +45,11 @@ async def find(fakes: FakeParts, **found: Sequence[Passage]) -> list[str]:
 
 
 async def test_a_first_question_is_searched_for_as_it_is(fakes: FakeParts) -> None:
-    assert await build_queries(SEARCH, "Why?", [], "m", 0, fakes.parts) == ("Why?",)
+    assert await build_queries(SEARCH, "Why?", [], "m", 0, "", fakes.parts) == ("Why?",)
 
 
 async def test_a_follow_up_is_searched_for_with_what_came_before(fakes: FakeParts) -> None:
-    assert await build_queries(SEARCH, "And in 1999?", PAST, "m", 0, fakes.parts) == ("And in 1999?", WIDENED)
+    assert await build_queries(SEARCH, "And in 1999?", PAST, "m", 0, "", fakes.parts) == ("And in 1999?", WIDENED)
     assert fakes.generator.requests == []
 
 
@@ -57,19 +57,20 @@ async def test_with_rewrite_query_the_model_restates_a_follow_up(fakes: FakePart
     fakes.generator.deltas = ["How many lived in", " Warsaw in 1999?"]
     rewriting = replace(SEARCH, rewrites=True)
 
-    queries = await build_queries(rewriting, "And in 1999?", PAST, "m", 10, fakes.parts)
+    queries = await build_queries(rewriting, "And in 1999?", PAST, "m", 10, "key 1", fakes.parts)
 
     assert queries == ("And in 1999?", "How many lived in Warsaw in 1999?")
     (request,) = fakes.generator.requests
+    assert request.caller == "key 1"
     assert (request.priority, request.payload["temperature"]) == (10, 0.0)
 
 
 async def test_what_the_model_fails_to_restate_is_widened(fakes: FakeParts) -> None:
     rewriting = replace(SEARCH, rewrites=True)
-    assert await build_queries(rewriting, "And in 1999?", PAST, "m", 0, fakes.parts) == ("And in 1999?", WIDENED)
+    assert await build_queries(rewriting, "And in 1999?", PAST, "m", 0, "", fakes.parts) == ("And in 1999?", WIDENED)
 
     fakes.generator.refusal = Overloaded("full", retry_after_s=1)
-    assert await build_queries(rewriting, "And in 1999?", PAST, "m", 0, fakes.parts) == ("And in 1999?", WIDENED)
+    assert await build_queries(rewriting, "And in 1999?", PAST, "m", 0, "", fakes.parts) == ("And in 1999?", WIDENED)
 
 
 async def test_a_question_that_stands_for_itself_is_searched_for_alone(fakes: FakeParts) -> None:

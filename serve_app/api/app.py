@@ -27,6 +27,7 @@ from serve_app.api import (
     transfer,
     vector_stores,
 )
+from serve_app.api.capacity import keep_capacities
 from serve_app.api.context import Context
 from serve_app.api.errors import add_error_handlers
 from serve_app.api.heartbeat import keep_beating
@@ -102,6 +103,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     background = [
         asyncio.create_task(keep_beating(context)),
         asyncio.create_task(context.background.work()),
+        asyncio.create_task(keep_capacities(context)),
         asyncio.create_task(sweep_expired(context)),
         asyncio.create_task(statistics.save_tallies(context)),
         asyncio.create_task(settings.refresh_settings(context)),

@@ -6,8 +6,10 @@ search the stream is passed on unread.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
@@ -15,14 +17,17 @@ from fastapi import APIRouter, Request
 from pydantic import Field, ValidationError
 from starlette.responses import Response
 
-from serve_app.api.admission import (
+from serve_app.admission.tiers import PRIORITIES
+from serve_app.api.checks import (
     CACHE_HEADER,
-    PRIORITIES,
     SETTINGS_HEADER,
+    RequestTimeoutMs,
     ServiceTier,
     build_search,
     cache_use,
+    expect,
     require_model,
+    tier_of,
 )
 from serve_app.api.context import Context, InContext
 from serve_app.api.errors import invalid_request, to_json
@@ -68,24 +73,32 @@ _BODY_SCHEMA = {
 
 
 @router.post("/v1/chat/completions", openapi_extra={"requestBody": _BODY_SCHEMA})
-async def create_chat_completion(request: Request, context: InContext) -> Response:
+async def create_chat_completion(
+    request: Request, context: InContext, request_timeout_ms: RequestTimeoutMs = None
+) -> Response:
     payload = _read_body(await request.body())
     payload["model"] = require_model(context, payload.get("model"))
-    tier = payload.pop("service_tier", None) or "default"
-    priority = PRIORITIES[tier]
+    tier = tier_of(payload.pop("service_tier", None))
     # The sources come before the newest question only, so that the key is the same at the next.
     session_id = payload.get("prompt_cache_key") or payload.get("user") or prefix_key(payload["messages"])
     cache = cache_use(request.headers)
     search = await _take_search(payload, cache, context)
     applied = _apply_settings(payload, context)
 
-    deadline = asyncio.get_running_loop().time() + context.config.api.request_timeout_s
-    passages: tuple[Passage, ...] | None = None
-    if search:
-        passages = await while_connected(request, before(deadline, _add_sources(payload, search, priority, context)))
     is_best_of = has_own_beams(applied.settings, payload)
     fill_in(payload, applied.settings)
-    generation = GenerationRequest(payload, request.state.request_id, priority, session_id, cache)
+
+    now = asyncio.get_running_loop().time
+    timeout_s = min(context.config.api.request_timeout_s, (request_timeout_ms or math.inf) / 1000)
+    deadline = now() + timeout_s
+    asked = GenerationRequest(
+        payload, request.state.request_id, PRIORITIES[tier], session_id, request.state.caller, timeout_s, cache
+    )
+    passages: tuple[Passage, ...] | None = None
+    if search:
+        with expect(context, asked):
+            passages = await while_connected(request, before(deadline, _add_sources(asked, search, context)))
+    generation = replace(asked, timeout_s=deadline - now())
     headers = {SETTINGS_HEADER: applied.to_header()}
 
     if payload.get("stream"):
@@ -103,7 +116,7 @@ async def create_chat_completion(request: Request, context: InContext) -> Respon
         completion["choices"] = completion["choices"][:1]
     if passages is not None:
         _cite_completion(completion, passages)
-    completion["service_tier"] = "default" if tier == "auto" else tier
+    completion["service_tier"] = tier
     return Response(orjson.dumps(completion), media_type="application/json", headers=headers)
 
 
@@ -165,12 +178,15 @@ async def _take_search(payload: Json, cache: CacheUse, context: Context) -> Sear
     return await build_search(context, tool, cache)
 
 
-async def _add_sources(payload: Json, search: Search, priority: int, context: Context) -> tuple[Passage, ...] | None:
+async def _add_sources(asked: GenerationRequest, search: Search, context: Context) -> tuple[Passage, ...] | None:
     """The passages that now stand before the last question, in the order of their numbers, if they can be cited."""
-    messages, parts = payload["messages"], context.parts
-    asked = max(index for index, each in enumerate(messages) if each.get("role") == "user")
+    payload, parts = asked.payload, context.parts
+    messages = payload["messages"]
+    newest = max(index for index, each in enumerate(messages) if each.get("role") == "user")
     question = newest_user_text(messages)
-    queries = await build_queries(search, question, messages[:asked], payload["model"], priority, parts)
+    queries = await build_queries(
+        search, question, messages[:newest], payload["model"], asked.priority, asked.caller, parts
+    )
     found = await find_passages(search, queries, parts)
     shown = fit_passages(found, context.config.retrieval.max_passage_tokens, parts.count_tokens)
     payload["messages"] = add_sources(messages, shown)

@@ -66,6 +66,8 @@ def _answer_invalid(request: Request, error: Exception) -> Response:
     source: object = error.body
     if errors[0]["loc"][0] == "query":
         source = dict(request.query_params)
+    elif errors[0]["loc"][0] == "header":
+        source = dict(request.headers)
     elif errors[0]["loc"][0] == "path":
         source = request.path_params
     return to_response(invalid_request([{**each, "loc": each["loc"][1:]} for each in errors], source))

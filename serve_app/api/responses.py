@@ -1,14 +1,25 @@
 """`/v1/responses`: questions, each answered by `chat.reply`, and the stored answers."""
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import Discriminator, Field, Tag
+from starlette.datastructures import State
 from starlette.responses import Response
 
-from serve_app.api.admission import CACHE_HEADER, PRIORITIES, ServiceTier, build_search, cache_use, require_model
+from serve_app.admission.tiers import BACKGROUND, PRIORITIES
+from serve_app.api.checks import (
+    CACHE_HEADER,
+    RequestTimeoutMs,
+    ServiceTier,
+    build_search,
+    cache_use,
+    expect,
+    require_model,
+    tier_of,
+)
 from serve_app.api.context import Context, InContext
 from serve_app.api.items import InputItems, build_items, type_of
 from serve_app.api.response_events import EventEncoder
@@ -21,7 +32,7 @@ from serve_app.generation.cache import outcome
 from serve_app.generation.prompt import newest_user_text, text_of
 from serve_app.generation.settings import Applied, Settings, fill_in
 from serve_app.memory import max_read_items
-from serve_app.types import CacheUse, Json, OpenTurn, new_id, now_s
+from serve_app.types import CacheUse, GenerationRequest, Json, OpenTurn, new_id, now_s
 
 router = APIRouter(tags=["responses"])
 
@@ -94,18 +105,21 @@ async def create_response(
     response: Response,
     context: InContext,
     idempotency_key: IdempotencyKey = None,
+    request_timeout_ms: RequestTimeoutMs = None,
 ) -> Json | Response:
     # Its search is made, and its answer written, when its turn has come.
     cache: CacheUse = "off" if body.background else cache_use(request.headers)
-    turn = await build_turn(body, request.state.request_id, idempotency_key, cache, context)
+    turn = await build_turn(body, request.state, idempotency_key, request_timeout_ms, cache, context)
     if body.background:
         queued = await context.background.queue(turn)
         return _follow(queued["id"], -1, context) if body.stream else queued
-    events = reply(turn, context.parts, context.config)
-    if body.stream:
-        begun = await while_connected(request, _peek(events))
-        return EventStream(_encode(begun, events), {CACHE_HEADER: outcome.get()})
-    finished = await while_connected(request, _finish(events))
+    # One that is sent again may have its answer already.
+    with nullcontext() if idempotency_key else expect(context, _first_look(turn)):
+        events = reply(turn, context.parts, context.config)
+        if body.stream:
+            begun = await while_connected(request, _peek(events))
+            return EventStream(_encode(begun, events), {CACHE_HEADER: outcome.get()})
+        finished = await while_connected(request, _finish(events))
     response.headers[CACHE_HEADER] = outcome.get()
     return finished.response
 
@@ -141,7 +155,12 @@ async def list_input_items(response_id: str, page: Annotated[PageParameters, Que
 
 
 async def build_turn(
-    body: CreateResponse, request_id: str, idempotency_key: str | None, cache: CacheUse, context: Context
+    body: CreateResponse,
+    asked: State,
+    idempotency_key: str | None,
+    timeout_ms: int | None,
+    cache: CacheUse,
+    context: Context,
 ) -> Turn:
     """Check a request as a whole. Raises `InvalidRequest` or `NotFound`; nothing has happened yet then."""
     model = require_model(context, body.model)
@@ -175,10 +194,22 @@ async def build_turn(
             runner_id=None if body.background else context.runner_id,
         ),
         sampling=_build_sampling(body, model, applied.settings),
-        request_id=request_id,
+        request_id=asked.request_id,
         search=await build_search(context, tool, cache, with_results=RESULTS in (body.include or ())) if tool else None,
-        priority=PRIORITIES[body.service_tier or "default"],
+        priority=BACKGROUND if body.background else PRIORITIES[tier_of(body.service_tier)],
+        caller=asked.caller,
+        # Nobody waits for a background response.
+        timeout_s=timeout_ms / 1000 if timeout_ms and not body.background else None,
         cache=cache,
+    )
+
+
+def _first_look(turn: Turn) -> GenerationRequest:
+    """As far as it is known before anything has been read or searched for it."""
+    instructions = {"content": turn.opening.response["instructions"]}
+    payload = {**turn.sampling, "messages": [instructions, *turn.opening.input_items]}
+    return GenerationRequest(
+        payload, turn.request_id, turn.priority, caller=turn.caller, timeout_s=turn.timeout_s, cache=turn.cache
     )
 
 
@@ -300,7 +331,7 @@ def _build_response(body: CreateResponse, model: str, conversation_id: str | Non
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": body.reasoning or {"effort": None, "summary": None},
         "safety_identifier": body.safety_identifier,
-        "service_tier": "default" if body.service_tier in (None, "auto") else body.service_tier,
+        "service_tier": tier_of(body.service_tier),
         "store": body.store is not False,
         "settings": applied.to_json(),
         "temperature": _first(body.temperature, applied.settings.temperature, 1.0),

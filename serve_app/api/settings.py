@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from serve_app.api.admission import require_model
+from serve_app.api.checks import require_model
 from serve_app.api.context import Context, InContext
 from serve_app.api.errors import invalid_request
 from serve_app.api.wire import Wire

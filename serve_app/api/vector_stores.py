@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from serve_app.api.admission import require_tables
+from serve_app.api.checks import require_tables
 from serve_app.api.context import Context, InContext
 from serve_app.api.wire import (
     AnyFilter,

@@ -5,7 +5,7 @@ differ as they like. What counts as dead may live: it may have been stopped, or 
 the answers that it was giving, and never more: whoever closes a turn first has closed it.
 """
 
-from sqlalchemy import delete, insert, update
+from sqlalchemy import delete, func, insert, select, update
 
 from serve_app.storage.clock import database_time
 from serve_app.storage.database import Database
@@ -27,3 +27,10 @@ def beat(database: Database, runner_id: str) -> None:
         if beaten.rowcount == 0:
             connection.execute(delete(runners).where(runners.c.heartbeat_at < database_time() - _FORGET_AFTER_S))
             connection.execute(insert(runners).values(id=runner_id, heartbeat_at=database_time()))
+
+
+def count_living(database: Database) -> int:
+    """How many processes answer now, this one included once it has beaten."""
+    living = runners.c.heartbeat_at > database_time() - RUNNER_TIMEOUT_S
+    with database.read() as connection:
+        return connection.scalar(select(func.count()).where(living)) or 0

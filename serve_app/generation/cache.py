@@ -185,9 +185,13 @@ class _Answer:
         return text.replace(f'"created":{self.created},', f'"created":{now_s()},')
 
 
+def is_determined(payload: Json) -> bool:
+    """Whether the model says the same when it is asked again."""
+    return payload.get("temperature") == 0 or payload.get("seed") is not None
+
+
 def _is_served(request: GenerationRequest) -> bool:
-    payload = request.payload
-    return request.cache != "off" and (payload.get("temperature") == 0 or payload.get("seed") is not None)
+    return request.cache != "off" and is_determined(request.payload)
 
 
 def _key(kind: _Kind, payload: Json) -> bytes:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from serve_app.admission.settings import AdmissionSettings
 from serve_app.types import Json
 
 DEFAULT_MAX_TOKENS = 512
@@ -85,6 +86,7 @@ class UserConfig(_Frozen):
     """By model id."""
     profiles: dict[Name, Profile] = Field(default_factory=dict)
     """Beside `lesson`, or in its place."""
+    admission: AdmissionSettings = AdmissionSettings()
 
     @property
     def all_profiles(self) -> dict[str, Profile]:

@@ -3,7 +3,7 @@
 from sqlalchemy import select, update
 
 from serve_app.conversation.log import ConversationLog
-from serve_app.conversation.runners import RUNNER_TIMEOUT_S, beat
+from serve_app.conversation.runners import RUNNER_TIMEOUT_S, beat, count_living
 from serve_app.storage.clock import database_time
 from serve_app.storage.database import Database
 from serve_app.storage.schema import runners
@@ -63,6 +63,14 @@ def test_beat_brings_one_back_and_the_long_dead_are_forgotten(database: Database
         silent = connection.execute(select(runners.c.id, database_time() - runners.c.heartbeat_at)).all()
     assert {name for name, _ in silent} == {"run_1", "run_3"}
     assert all(abs(seconds) < RUNNER_TIMEOUT_S for _, seconds in silent)
+
+
+def test_only_the_living_are_counted(database: Database) -> None:
+    for name in ("run_1", "run_2", "run_3"):
+        beat(database, name)
+    fall_silent(database, "run_2", RUNNER_TIMEOUT_S + 1)
+
+    assert count_living(database) == 2
 
 
 def test_clock_of_the_database_gives_unix_seconds(database: Database) -> None:

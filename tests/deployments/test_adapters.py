@@ -7,14 +7,14 @@ from typing import Any, Self, cast
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve._private.common import DeploymentID
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments import adapters
-from deployments.adapters import RayMetrics, RemoteGenerator, RemoteReplicas
+from deployments.adapters import RayMetrics, RemoteGenerator, RemoteReplicas, read_capacities
 from serve_app.errors import InvalidRequest, RayconteurError, Unavailable
 from serve_app.metrics import CATALOGUE, SEARCH_FAILURES, Metrics
-from serve_app.types import GenerationRequest
+from serve_app.types import Capacity, GenerationRequest
 from serve_app.vitals import Released, Silence
 
 REQUEST = GenerationRequest({}, "req_1")
@@ -236,3 +236,34 @@ async def test_all_replicas_are_asked_and_those_that_fail_are_named() -> None:
     silent = {each.deployment: each.message for each in answers if isinstance(each, Silence)}
     assert list(silent) == ["Embedder", "Retriever", "Generator"]
     assert silent["Retriever"] == "not every replica has answered within 30 s"
+
+
+class Broadcast:
+    """A handle whose replicas say this."""
+
+    def __init__(self, answers: Sequence[object] | Exception) -> None:
+        self._answers = answers
+
+    def broadcast(self, method: str) -> Self:
+        assert method == "capacity"
+        return self
+
+    async def results_async(self, *, return_exceptions: bool) -> Sequence[object]:
+        assert return_exceptions
+        if isinstance(self._answers, Exception):
+            raise self._answers
+        return self._answers
+
+
+async def test_capacities_are_of_all_replicas_that_answer() -> None:
+    one = Capacity(sequences=40, tokens=8000, step_tokens=256, block_tokens=16)
+    handles = {
+        "two": Broadcast([one, ActorDiedError(), one]),
+        "none": Broadcast([ActorDiedError()]),
+        "starting": Broadcast(ReplicaUnavailableError("none yet")),
+    }
+
+    # As much of a handle as this takes.
+    capacities = await read_capacities(cast("dict[str, DeploymentHandle[Any]]", handles))
+
+    assert capacities == {"two": Capacity(sequences=80, tokens=16000, step_tokens=512, block_tokens=16)}

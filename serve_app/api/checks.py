@@ -1,24 +1,29 @@
 """What responses and chat completions check alike before the model may see a request."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from fastapi import Header
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
+from serve_app.admission.tiers import Tier
 from serve_app.api.context import Context
 from serve_app.api.wire import FileSearchTool
 from serve_app.errors import InvalidRequest, NotFound
+from serve_app.generation.admitted import build_demand
+from serve_app.generation.cache import is_determined
 from serve_app.knowledge.catalog import Catalog
 from serve_app.knowledge.history import AsOf
 from serve_app.search import Search
-from serve_app.types import CacheUse, StoreTable
+from serve_app.types import CacheUse, GenerationRequest, StoreTable
 
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 
-PRIORITIES: dict[str, int] = {"priority": -10, "auto": 0, "default": 0, "flex": 10}
-"""vLLM's priority of a service tier: lower is earlier."""
+RequestTimeoutMs = Annotated[int | None, Header(alias="x-request-timeout-ms", ge=1, lt=2**31)]
+"""So long the client waits for the whole answer."""
 
 SETTINGS_HEADER = "x-settings"
 """Which revision of the settings an answer was made with, and which rules of which profile applied."""
@@ -56,6 +61,26 @@ def require_model(context: Context, model: str | None) -> str:
             code="model_not_found",
         )
     return configured
+
+
+def tier_of(service_tier: ServiceTier | None) -> Tier:
+    return "default" if service_tier is None or service_tier == "auto" else service_tier
+
+
+def expect(context: Context, request: GenerationRequest) -> AbstractContextManager[None]:
+    """What is done within this for a request, before the model is asked, is not for nothing. Raises `Overloaded`.
+
+    Its messages need not be all that the model will be shown.
+    """
+    if may_be_cached(request):
+        return nullcontext()
+    demand = build_demand(request, context.parts.count_tokens, is_streamed=True)
+    return context.parts.admissions.of(request.payload["model"]).expect(demand)
+
+
+def may_be_cached(request: GenerationRequest) -> bool:
+    """Then the model may not be needed, and has to refuse it itself."""
+    return request.cache == "use" and is_determined(request.payload)
 
 
 async def build_search(

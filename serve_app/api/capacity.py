@@ -1,0 +1,31 @@
+"""What this gateway may give to the models: its share of what their engines can have under way."""
+
+import asyncio
+import logging
+from typing import NoReturn
+
+from starlette.concurrency import run_in_threadpool
+
+from serve_app.api.context import Context
+from serve_app.conversation.runners import count_living
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 5.0
+
+
+async def keep_capacities(context: Context) -> NoReturn:
+    """See how many replicas and gateways there are, for as long as this one lives."""
+    while True:
+        try:
+            await refresh_capacities(context)
+        except Exception:
+            # What was known holds on, and somebody has to look again.
+            log.exception("what the models can take may be out of date")
+        context.parts.admissions.show()
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+async def refresh_capacities(context: Context) -> None:
+    gateways = await run_in_threadpool(count_living, context.database)
+    context.parts.admissions.set_capacities(await context.parts.read_capacities(), max(gateways, 1))

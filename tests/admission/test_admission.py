@@ -1,0 +1,535 @@
+"""The door before an engine in virtual time, so that every test is the same each time."""
+
+import asyncio
+import random
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve_app.admission.admission import BACKGROUND_WAIT_S, Admission, Place
+from serve_app.admission.load import Demand, Load
+from serve_app.admission.settings import AdmissionSettings, Limits
+from serve_app.admission.tiers import TIERS, Tier
+from serve_app.errors import Overloaded
+from serve_app.types import Capacity
+from tests.admission.engine import STEP_TOKENS, Engine
+from tests.admission.virtual_time import run
+from tests.fakes import RecordedMetrics
+
+SEQUENCES = 40
+OPEN = 32
+"""Of them, what tiers below `priority` may use."""
+CAPACITY = Capacity(SEQUENCES, tokens=8700, step_tokens=STEP_TOKENS, block_tokens=16)
+DEMAND = Demand("req_1", "default", "key a", prompt_tokens=45, max_tokens=48, is_streamed=False)
+
+
+def build_admission(capacity: Capacity = CAPACITY, gateways: int = 1, **settings: object) -> Admission:
+    admission = Admission("m", AdmissionSettings.model_validate(settings), RecordedMetrics())
+    admission.set_capacity(capacity, gateways)
+    return admission
+
+
+async def fill(admission: Admission, demand: Demand = DEMAND, most: int = 1000) -> list[Place]:
+    """Requests of this kind, as many as are let in at once."""
+    places: list[Place] = []
+    for _ in range(most):
+        entering = asyncio.create_task(admission.enter(demand))
+        await settle()
+        if not entering.done():
+            entering.cancel()
+            with suppress(asyncio.CancelledError):
+                await entering
+            break
+        if entering.exception():
+            break
+        places.append(entering.result())
+    return places
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+# --- room ---------------------------------------------------------------------------------------
+
+
+def test_as_many_enter_at_once_as_the_engine_can_run() -> None:
+    async def test() -> None:
+        assert len(await fill(build_admission())) == OPEN
+
+    run(test())
+
+
+def test_tokens_of_the_cache_bound_what_is_inside_in_whole_blocks() -> None:
+    async def test() -> None:
+        admission = build_admission(Capacity(1000, tokens=1024, step_tokens=256, block_tokens=128))
+        # 45 + 48 tokens take a block of 128.
+        assert len(await fill(admission)) == 8
+
+    run(test())
+
+
+def test_each_answer_of_a_request_takes_a_place() -> None:
+    async def test() -> None:
+        assert len(await fill(build_admission(), replace(DEMAND, answers=4))) == OPEN // 4
+
+    run(test())
+
+
+def test_no_more_prompts_are_let_in_than_a_step_reads() -> None:
+    async def test() -> None:
+        admission = build_admission()
+        places = await fill(admission, replace(DEMAND, prompt_tokens=100, is_streamed=True))
+        assert len(places) == 2
+
+        places[0].wrote(1)
+
+        assert len(await fill(admission, replace(DEMAND, prompt_tokens=100, is_streamed=True))) == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("tier", ["default", "background"])
+def test_what_is_larger_than_the_engine_enters_alone(tier: Tier) -> None:
+    async def test() -> None:
+        admission = build_admission()
+        place = await admission.enter(replace(DEMAND, tier=tier, prompt_tokens=100_000, is_streamed=True))
+        place.leave()
+        assert admission.load == Load()
+
+    run(test())
+
+
+def test_each_gateway_admits_its_share() -> None:
+    async def test() -> None:
+        assert len(await fill(build_admission(gateways=4))) == OPEN // 4
+
+    run(test())
+
+
+def test_the_operators_limits_replace_the_engines() -> None:
+    async def test() -> None:
+        admission = build_admission(limits={"m": Limits(requests=3), "other": Limits(requests=1)})
+        assert len(await fill(admission)) == 3
+        admission.configure(AdmissionSettings(limits={"m": Limits(requests=5)}))
+        assert len(await fill(admission)) == 2
+
+    run(test())
+
+
+def test_without_news_of_the_engine_everybody_enters() -> None:
+    async def test() -> None:
+        assert len(await fill(Admission("m", AdmissionSettings()))) == 1000
+
+    run(test())
+
+
+def test_an_answer_counts_for_as_much_as_answers_have_taken() -> None:
+    async def test() -> None:
+        admission = build_admission(Capacity(1000, tokens=4000, step_tokens=256))
+        long = replace(DEMAND, prompt_tokens=0, max_tokens=1000)
+        before = await fill(admission, long)
+        for place in before:
+            place.leave()
+        for _ in range(200):
+            (place,) = await fill(admission, long, most=1)
+            place.wrote(20)
+            place.ended()
+            place.leave()
+        for _ in range(200):  # these had no choice
+            (place,) = await fill(admission, replace(long, max_tokens=1), most=1)
+            place.wrote(1)
+            place.ended()
+            place.leave()
+
+        assert (len(before), len(await fill(admission, long))) == (31, 190)
+
+    run(test())
+
+
+# --- tiers and callers --------------------------------------------------------------------------
+
+
+def test_priority_finds_a_place_in_an_engine_that_is_full_for_others() -> None:
+    async def test() -> None:
+        admission = build_admission()
+        await fill(admission)
+        assert len(await fill(admission, replace(DEMAND, tier="priority"))) == SEQUENCES - OPEN
+
+    run(test())
+
+
+def test_while_priority_requests_come_others_fill_half() -> None:
+    async def test() -> None:
+        admission = build_admission()
+        (place,) = await fill(admission, replace(DEMAND, tier="priority"), most=1)
+        place.leave()
+        assert len(await fill(admission)) == OPEN // 2
+        await asyncio.sleep(31)
+        assert len(await fill(admission)) == OPEN // 2
+
+    run(test())
+
+
+def test_background_leaves_half_of_the_engine_free() -> None:
+    async def test() -> None:
+        assert len(await fill(build_admission(), replace(DEMAND, tier="background"))) == OPEN // 2
+
+    run(test())
+
+
+def test_there_is_room_for_background_until_half_is_taken() -> None:
+    async def test() -> None:
+        admission = build_admission(limits={"m": Limits(requests=1)})
+        assert admission.has_room("background")
+        await fill(admission)
+        assert not admission.has_room("background")
+
+    run(test())
+
+
+def test_better_tiers_go_first() -> None:
+    async def test() -> None:
+        admission = build_admission(limits={"m": Limits(requests=4)}, max_wait_s=600)
+        inside = await fill(admission, replace(DEMAND, tier="priority"), most=5)
+        await asyncio.sleep(0.1)
+        for place in inside:
+            place.wrote(1)
+        order: list[Tier] = []
+
+        async def ask(tier: Tier) -> None:
+            place = await admission.enter(replace(DEMAND, tier=tier))
+            order.append(tier)
+            place.leave()
+
+        waiting = [asyncio.create_task(ask(tier)) for tier in reversed(TIERS)]
+        await settle()
+        for place in inside:
+            place.leave()
+        await asyncio.gather(*waiting)
+
+        assert order == list(TIERS)
+
+    run(test())
+
+
+def test_a_caller_that_fills_the_engine_leaves_room_for_one_that_was_there() -> None:
+    async def test() -> None:
+        admission = build_admission()
+        quiet, loud = replace(DEMAND, caller="key quiet"), replace(DEMAND, caller="key loud")
+        for place in await fill(admission, quiet, most=5):
+            place.leave()
+
+        assert len(await fill(admission, loud)) == OPEN - 5
+        assert len(await fill(admission, quiet)) == 5
+
+    run(test())
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+async def load_engine(admission: Admission, seconds_per_token: float = 0.1) -> list[Place]:
+    """Full of streams that began together, with so many seconds from word to word."""
+    places = await fill(admission)
+    for _ in range(10):
+        await asyncio.sleep(seconds_per_token)
+        for place in places:
+            place.wrote(1)
+    return places
+
+
+def test_who_would_wait_too_long_is_refused_at_once_and_told_for_how_long() -> None:
+    async def test() -> None:
+        admission = build_admission(max_wait_s=2)
+        await load_engine(admission)
+        began = asyncio.get_running_loop().time()
+
+        with pytest.raises(Overloaded) as refused:
+            await admission.enter(DEMAND)
+
+        assert asyncio.get_running_loop().time() == began
+        # 38 of 48 tokens are missing, a tenth of a second each.
+        assert refused.value.retry_after_s == pytest.approx(3.8)
+
+    run(test())
+
+
+def test_who_would_be_done_too_late_for_its_client_is_refused_at_once() -> None:
+    async def test() -> None:
+        admission = build_admission(max_wait_s=10)
+        await load_engine(admission)
+        # 3.8 s of waiting, 4.8 s for the answer.
+        waiting = asyncio.create_task(admission.enter(replace(DEMAND, timeout_s=9.0)))
+        with pytest.raises(Overloaded):
+            await admission.enter(replace(DEMAND, timeout_s=8.0))
+        await settle()
+
+        assert not waiting.done()
+        waiting.cancel()
+
+    run(test())
+
+
+def test_with_room_a_short_timeout_is_the_clients_business() -> None:
+    async def test() -> None:
+        admission = build_admission()
+        assert await admission.enter(replace(DEMAND, timeout_s=0.001))
+
+    run(test())
+
+
+def test_a_wait_that_has_been_too_long_after_all_ends_as_a_refusal() -> None:
+    async def test() -> None:
+        admission = build_admission(max_wait_s=2)
+        places = await load_engine(admission, seconds_per_token=0.01)
+        # The engine stands still from here on.
+        with pytest.raises(Overloaded):
+            await admission.enter(DEMAND)
+        assert asyncio.get_running_loop().time() == pytest.approx(2.1)
+        for place in places:
+            place.leave()
+        assert admission.load == Load()
+        assert admission.waiting("default") == 0
+
+    run(test())
+
+
+def test_background_waits_longer_than_clients_do() -> None:
+    async def test() -> None:
+        admission = build_admission(max_wait_s=2)
+        await load_engine(admission)
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(Overloaded):
+            await admission.enter(replace(DEMAND, tier="background"))
+        assert asyncio.get_running_loop().time() - began == pytest.approx(BACKGROUND_WAIT_S)
+
+    run(test())
+
+
+def test_what_is_expected_is_reckoned_with_and_takes_no_place() -> None:
+    async def test() -> None:
+        admission = build_admission()
+        with admission.expect(DEMAND), ExitStack() as others:
+            # Nothing is known of the engine's pace, so as many may wait as there is room for.
+            for number in range(2, 2 * OPEN + 1):
+                others.enter_context(admission.expect(replace(DEMAND, request_id=f"req_{number}")))
+            with pytest.raises(Overloaded), admission.expect(replace(DEMAND, request_id="req_more")):
+                pass
+            assert admission.load == Load()
+        place = await admission.enter(DEMAND)
+        assert len(await fill(admission)) == OPEN - 1
+        assert place.load.sequences == 1
+
+    run(test())
+
+
+def test_an_id_that_comes_twice_leaves_nothing_expected() -> None:
+    async def test() -> None:
+        admission = build_admission(max_wait_s=0)
+        with admission.expect(DEMAND), admission.expect(DEMAND):
+            await admission.enter(DEMAND)
+        assert len(await fill(admission)) == OPEN - 1
+
+    run(test())
+
+
+# --- under load ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    tier: Tier
+    caller: str
+    asked_at: float
+    after_s: float
+    """Until the first word, or the refusal."""
+    is_refused: bool
+
+
+Traffic = tuple[Tier, str, float]
+"""Tier, caller, requests a second."""
+
+
+@cache
+def serve(*traffic: Traffic, seconds: float = 25) -> list[Outcome]:
+    """What becomes of open-loop traffic before an engine of about 3.6 answers a second."""
+    admission, outcomes = build_admission(), list[Outcome]()
+
+    async def ask(engine: Engine, tier: Tier, caller: str) -> None:
+        now = asyncio.get_running_loop().time
+        asked_at, first_word_at = now(), None
+        demand = replace(DEMAND, tier=tier, caller=caller, is_streamed=True)
+        try:
+            place = await admission.enter(demand)
+        except Overloaded:
+            outcomes.append(Outcome(tier, caller, asked_at, now() - asked_at, True))
+            return
+        words = engine.ask(demand.prompt_tokens, demand.max_tokens)
+        for _ in range(demand.max_tokens):
+            await words.get()
+            place.wrote(1)
+            first_word_at = first_word_at or now()
+        place.ended()
+        place.leave()
+        assert first_word_at
+        outcomes.append(Outcome(tier, caller, asked_at, first_word_at - asked_at, False))
+
+    async def test() -> None:
+        engine, rng = Engine(SEQUENCES), random.Random(1)
+        running = asyncio.create_task(engine.run())
+        arrivals = sorted(arrival for each in traffic for arrival in arrivals_of(each, seconds, rng))
+        async with asyncio.TaskGroup() as group:
+            for at, tier, caller in arrivals:
+                await asyncio.sleep(at - asyncio.get_running_loop().time())
+                group.create_task(ask(engine, tier, caller))
+        running.cancel()
+        assert engine.most_running <= SEQUENCES
+        assert admission.load == Load()
+
+    run(test())
+    return outcomes
+
+
+def arrivals_of(traffic: Traffic, seconds: float, rng: random.Random) -> Iterable[tuple[float, Tier, str]]:
+    tier, caller, per_second = traffic
+    at = rng.expovariate(per_second)
+    while at < seconds:
+        yield at, tier, caller
+        at += rng.expovariate(per_second)
+
+
+def p95(values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    return ordered[int(0.95 * (len(ordered) - 1))]
+
+
+def goodput(outcomes: list[Outcome]) -> int:
+    return sum(not each.is_refused and each.after_s <= 2.8 for each in outcomes)
+
+
+def test_overload_costs_nothing_of_what_is_served() -> None:
+    at_capacity, four_times, eight_times = (goodput(serve(("default", "key a", 3.6 * n))) for n in (1, 4, 8))
+
+    assert at_capacity > 50
+    assert four_times >= 0.9 * max(at_capacity, eight_times)
+    assert eight_times >= 0.9 * max(at_capacity, four_times)
+
+
+def test_under_overload_refusals_come_at_once_and_the_first_word_in_time() -> None:
+    outcomes = serve(("default", "key a", 3.6 * 4))
+
+    assert p95(each.after_s for each in outcomes if each.is_refused) == 0
+    assert p95(each.after_s for each in outcomes if not each.is_refused) <= 2.8
+
+
+def test_priority_does_not_feel_an_overload_of_default() -> None:
+    alone = serve(("priority", "key a", 0.5))
+    beside = serve(("priority", "key a", 0.5), ("default", "key a", 3.6 * 4))
+    priority = [each for each in beside if each.tier == "priority"]
+
+    assert not any(each.is_refused for each in priority)
+    assert p95(each.after_s for each in priority) <= 2 * p95(each.after_s for each in alone)
+
+
+def test_a_loud_caller_does_not_crowd_out_a_quiet_one() -> None:
+    outcomes = serve(("default", "key loud", 3.6 * 4), ("default", "key quiet", 0.5))
+    quiet = [each for each in outcomes if each.caller == "key quiet"]
+    loud = [each for each in outcomes if each.caller == "key loud"]
+
+    assert sum(each.is_refused for each in quiet) <= 1  # nobody left it room yet
+    assert p95(each.after_s for each in quiet) < 0.5 * p95(each.after_s for each in loud if not each.is_refused)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.sampled_from(TIERS),
+            st.sampled_from("ab"),
+            st.integers(0, 600),  # prompt
+            st.integers(1, 100),  # answer
+            st.floats(0, 3),  # seconds since the one before
+            st.floats(0, 5),  # seconds until it is cancelled
+        ),
+        max_size=40,
+    )
+)
+def test_whatever_comes_nobody_is_left_hanging_and_nothing_stays_inside(
+    asked: list[tuple[Tier, str, int, int, float, float]],
+) -> None:
+    async def test() -> None:
+        admission = build_admission(Capacity(5, tokens=600, step_tokens=200), max_wait_s=2)
+        tasks = []
+
+        async def ask(tier: Tier, caller: str, prompt: int, answer: int, patience_s: float) -> None:
+            demand = Demand("req", tier, caller, prompt, answer)
+            with suppress(TimeoutError, Overloaded):
+                async with asyncio.timeout(patience_s):
+                    place = await admission.enter(demand)
+                    try:
+                        assert admission.load.sequences <= 5
+                        others = admission.load.tokens - place.load.tokens
+                        assert admission.load.tokens <= 600 * 1.25 or others == 0 or tier == "priority"
+                        for _ in range(answer):
+                            await asyncio.sleep(0.05)
+                            place.wrote(1)
+                        place.ended()
+                    finally:
+                        place.leave()
+
+        for tier, caller, prompt, answer, after_s, patience_s in asked:
+            await asyncio.sleep(after_s)
+            tasks.append(asyncio.create_task(ask(tier, caller, prompt, answer, patience_s)))
+        await asyncio.gather(*tasks)
+
+        assert admission.load == Load()
+        assert all(admission.waiting(tier) == 0 for tier in TIERS)
+        assert await admission.enter(DEMAND)
+
+    run(test())
+
+
+def test_who_is_cancelled_as_it_is_let_in_gives_its_place_back() -> None:
+    async def test() -> None:
+        admission = build_admission(limits={"m": Limits(requests=2)})
+        inside, _ = await fill(admission, most=2)
+        first, second = (asyncio.create_task(admission.enter(DEMAND)) for _ in range(2))
+        await settle()
+        inside.leave()
+        first.cancel()
+        place = await second
+
+        assert first.cancelled()
+        assert admission.load == place.load * 2
+
+    run(test())
+
+
+def test_what_happens_is_counted() -> None:
+    async def test() -> None:
+        metrics = RecordedMetrics()
+        admission = Admission("m", AdmissionSettings(max_wait_s=1), metrics)
+        admission.set_capacity(CAPACITY, 1)
+        places = await fill(admission, most=OPEN)
+        for place in places:
+            place.wrote(1)
+        waiting = asyncio.create_task(admission.enter(DEMAND))
+        await asyncio.sleep(0.5)
+        assert admission.waiting("default") == 1
+        places[0].leave()
+        await waiting
+        with pytest.raises(Overloaded):
+            await admission.enter(replace(DEMAND, max_tokens=1000, tier="flex"))
+
+        assert metrics.totals["rayconteur_admitted", "m", "default"] == OPEN + 1
+        assert metrics.observed["rayconteur_admission_wait_seconds", "m", "default"][-1] == 0.5
+        assert metrics.totals["rayconteur_refused", "m", "flex", "wait"] == 1
+
+    run(test())
