@@ -7,7 +7,7 @@ replica died is made again on another replica, within its deadline; a stream, if
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -21,9 +21,9 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from serve_app.errors import InternalError, Overloaded, RayconteurError, Timeout, Unavailable
+from serve_app.errors import InternalError, NotFound, Overloaded, RayconteurError, Timeout, Unavailable
 from serve_app.metrics import CATALOGUE, Metric
-from serve_app.parts import Sessions
+from serve_app.parts import Generator, Sessions
 from serve_app.types import (
     AttributeChange,
     FloatMatrix,
@@ -144,6 +144,26 @@ class RemoteGenerator:
                 with suppress(RayError, RayServeException):
                     events.cancel()
             await asyncio.sleep(_STREAM_AGAIN_AFTER_S)
+
+
+class GeneratorsByModel:
+    """Each model's generator, for the requests that name it."""
+
+    def __init__(self, generators: Mapping[str, Generator]) -> None:
+        self._generators = generators
+
+    async def complete(self, request: GenerationRequest) -> Json:
+        return await self._of(request).complete(request)
+
+    def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
+        return self._of(request).stream(request)
+
+    def _of(self, request: GenerationRequest) -> Generator:
+        model_id = request.payload["model"]
+        # It can be a background response that was asked for before the configuration changed.
+        if model_id not in self._generators:
+            raise NotFound(f"The model {model_id!r} is not here any more", param="model", code="model_not_found")
+        return self._generators[model_id]
 
 
 def remote_sessions(handle: DeploymentHandle[Any], timeout_s: float) -> Sessions:

@@ -34,6 +34,9 @@ def build_app(config: AppConfig) -> Application:
         sessions=serve.deployment(Sessions).bind(config),
         embedder=serve.deployment(Embedder).bind(config),
         retriever=serve.deployment(Retriever).bind(config),
-        generator=serve.deployment(Generator).bind(config),
+        generators={
+            model_id: serve.deployment(Generator, name=name).bind(config.of(model_id))
+            for model_id, name in config.generator_deployments.items()
+        },
         indexer=serve.deployment(Indexer).bind(config),
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.adapters import (
+    GeneratorsByModel,
     RayMetrics,
     RemoteEmbedder,
     RemoteGenerator,
@@ -40,18 +42,22 @@ class Gateway:
         sessions: DeploymentHandle[Any],
         embedder: DeploymentHandle[Any],
         retriever: DeploymentHandle[Any],
-        generator: DeploymentHandle[Any],
+        generators: Mapping[str, DeploymentHandle[Any]],
         indexer: DeploymentHandle[Any],
     ) -> None:
+        """`generators` by model id, that of requests which name none first."""
         self._config = config
         self._app: FastAPI | None = None
+        self._generators = generators
         self._handles = {
             "sessions": sessions,
             "embedder": embedder,
             "retriever": retriever,
-            "generator": generator,
             "indexer": indexer,
         }
+        for model_id, handle in generators.items():
+            is_first = model_id == config.generator.model_id
+            self._handles["generator" if is_first else f"generator:{model_id}"] = handle
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this once, after the constructor (`ray.serve.ingress` without an app)."""
@@ -60,17 +66,24 @@ class Gateway:
         metrics = RayMetrics()
         tallies = Counter[Tally]()
         embedder = RemoteEmbedder(handles["embedder"], timeout_s)
+        token_counters = _load_token_counters(config)
         parts = Parts(
             embedder=embedder,
             query_embedder=CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics),
             retriever=CountedRetriever(RemoteRetriever(handles["retriever"], timeout_s), tallies, metrics),
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
-            generator=RemoteGenerator(handles["generator"], config.api.request_timeout_s),
+            generator=GeneratorsByModel(
+                {
+                    model_id: RemoteGenerator(handle, config.api.request_timeout_s)
+                    for model_id, handle in self._generators.items()
+                }
+            ),
             sessions=remote_sessions(handles["sessions"], timeout_s),
-            count_tokens=load_token_counter(resolve_model(config.generator.model_source)),
+            count_tokens=token_counters[config.generator.model_id],
             tallies=tallies,
             reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
             metrics=metrics,
+            token_counters=token_counters,
         )
         database = open_database(config.storage.resolved_database_url)
         self._app = create_app(config, parts, database, self._check_parts)
@@ -85,3 +98,10 @@ class Gateway:
     async def _check_parts(self) -> dict[str, str]:
         statuses = await asyncio.gather(*(part_status(handle) for handle in self._handles.values()))
         return dict(zip(self._handles, statuses, strict=True))
+
+
+def _load_token_counters(config: AppConfig) -> dict[str, Callable[[str], int]]:
+    """By model id. Models of one source share one: they have the same tokenizer."""
+    sources = {each.model_source for each in config.generators}
+    by_source = {source: load_token_counter(resolve_model(source)) for source in sources}
+    return {each.model_id: by_source[each.model_source] for each in config.generators}

@@ -6,6 +6,7 @@ dashboard: `RAYCONTEUR_DATABASE_URL` and `RAYCONTEUR_API_KEYS` are read from the
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -154,6 +155,9 @@ class BackupConfig(_Config):
 class AppConfig(_Config):
     storage: StorageConfig = StorageConfig()
     generator: GeneratorConfig = GeneratorConfig()
+    """The model of requests that name none."""
+    further_generators: tuple[GeneratorConfig, ...] = ()
+    """Those that requests may name, each a deployment of its own: see `generator_deployments`."""
     encoder: EncoderConfig = EncoderConfig()
     further_encoders: tuple[EncoderConfig, ...] = ()
     """Those of stores that are to be moved to another encoder, or were. `encoder` is that of new stores."""
@@ -175,6 +179,33 @@ class AppConfig(_Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _one_generator_of_each_name(self) -> "AppConfig":
+        names = [_file_name(each.model_id) for each in self.generators]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two generators have the model_id {name!r}, or one that differs in signs only: clients and"
+                    " `deployments:` know them by it, so give each one of its own"
+                )
+        return self
+
+    @property
+    def generators(self) -> tuple[GeneratorConfig, ...]:
+        """All of them, that of requests which name no model first."""
+        return (self.generator, *self.further_generators)
+
+    @property
+    def generator_deployments(self) -> dict[str, str]:
+        """By model id, what each one's deployment is called in the YAML: `Generator`, then `Generator:ID`."""
+        further = {each.model_id: f"Generator:{_file_name(each.model_id)}" for each in self.further_generators}
+        return {self.generator.model_id: "Generator", **further}
+
+    def of(self, model_id: str) -> "AppConfig":
+        """The same with this model as `generator`, for a request that names it. `Generator` refuses unknown ones."""
+        generator = next((each for each in self.generators if each.model_id == model_id), self.generator)
+        return self.model_copy(update={"generator": generator})
+
     @property
     def encoders(self) -> tuple[EncoderConfig, ...]:
         """All of them, that of new stores first."""
@@ -183,3 +214,8 @@ class AppConfig(_Config):
     @property
     def backup_url(self) -> str:
         return self.backup.url or str(self.storage.folder / "backups")
+
+
+def _file_name(model_id: str) -> str:
+    """Ray names a replica's log file after its deployment."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", model_id)

@@ -19,15 +19,17 @@ SETTINGS_HEADER = "x-settings"
 
 
 def require_model(context: Context, model: str | None) -> str:
-    """The model's id, the configured one if none is named. Raises `NotFound` for any other."""
-    configured = context.config.generator.model_id
-    if model not in (None, configured):
+    """The model's id, the first one's if none is named. Raises `NotFound` for one that does not write here."""
+    configured = [generator.model_id for generator in context.config.generators]
+    if model is None:
+        return configured[0]
+    if model not in configured:
         raise NotFound(
-            f"The model {model!r} does not exist here; this server answers as {configured!r}",
+            f"The model {model!r} does not exist here; this server answers as {' or '.join(map(repr, configured))}",
             param="model",
             code="model_not_found",
         )
-    return configured
+    return model
 
 
 async def build_search(context: Context, tool: FileSearchTool, *, with_results: bool = False) -> Search:

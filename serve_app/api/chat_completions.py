@@ -101,7 +101,8 @@ def _apply_settings(payload: Json, context: Context) -> Applied:
     max_tokens = payload.get("max_completion_tokens") or payload.get("max_tokens")
 
     def count_prompt_tokens() -> int:
-        return sum(context.parts.count_tokens(text_of(message.get("content"))) for message in payload["messages"])
+        count_tokens = context.parts.of(payload["model"]).count_tokens
+        return sum(count_tokens(text_of(message.get("content"))) for message in payload["messages"])
 
     return context.settings.apply(payload["model"], profile, max_tokens, count_prompt_tokens)
 
@@ -155,7 +156,7 @@ async def _take_search(payload: Json, context: Context) -> Search | None:
 
 async def _add_sources(payload: Json, search: Search, priority: int, context: Context) -> tuple[Passage, ...] | None:
     """The passages that now stand before the last question, in the order of their numbers, if they can be cited."""
-    messages, parts = payload["messages"], context.parts
+    messages, parts = payload["messages"], context.parts.of(payload["model"])
     asked = max(index for index, each in enumerate(messages) if each.get("role") == "user")
     question = newest_user_text(messages)
     queries = await build_queries(search, question, messages[:asked], payload["model"], priority, parts)

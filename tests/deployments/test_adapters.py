@@ -9,10 +9,11 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from deployments import adapters
-from deployments.adapters import RayMetrics, RemoteGenerator
-from serve_app.errors import InvalidRequest, RayconteurError, Unavailable
+from deployments.adapters import GeneratorsByModel, RayMetrics, RemoteGenerator
+from serve_app.errors import InvalidRequest, NotFound, RayconteurError, Unavailable
 from serve_app.metrics import CATALOGUE, SEARCH_FAILURES, Metrics
 from serve_app.types import GenerationRequest
+from tests.fakes import FakeGenerator
 
 REQUEST = GenerationRequest({}, "req_1")
 
@@ -161,3 +162,16 @@ async def test_requests_of_a_session_ask_for_its_replica() -> None:
     assert [event async for event in generator.stream(request)] == ["data: [DONE]\n\n"]
 
     assert handle.calls == [{"session_id": "conv_1"}, {"stream": True, "session_id": "conv_1"}]
+
+
+async def test_each_request_goes_to_the_generator_of_its_model() -> None:
+    one, other = FakeGenerator(), FakeGenerator()
+    generators = GeneratorsByModel({"one": one, "org/other": other})
+
+    await generators.complete(GenerationRequest({"model": "one"}, "req_1"))
+    async for _ in generators.stream(GenerationRequest({"model": "org/other"}, "req_2")):
+        pass
+
+    assert [[each.request_id for each in fake.requests] for fake in (one, other)] == [["req_1"], ["req_2"]]
+    with pytest.raises(NotFound, match="gone"):
+        await generators.complete(GenerationRequest({"model": "gone"}, "req_3"))
