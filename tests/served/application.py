@@ -15,6 +15,7 @@ import psutil
 import yaml
 
 from serve_app.cli.cluster import ray_token
+from serve_app.config import AppConfig
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 420
@@ -66,10 +67,18 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
 
 @contextmanager
 def serving(folder: Path, **args: object) -> Iterator[Application]:
-    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these `args:`."""
+    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these `args:`.
+
+    A further generator has the numbers of the first one.
+    """
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["applications"][0]["args"] |= args
-    config["applications"][0]["args"]["storage"]["folder"] = str(folder / "data")
+    application = config["applications"][0]
+    application["args"] |= args
+    application["args"]["storage"]["folder"] = str(folder / "data")
+    (generator,) = (each for each in application["deployments"] if each["name"] == "Generator")
+    for name in list(AppConfig.model_validate(application["args"]).generator_deployments.values())[1:]:
+        share = {**generator["ray_actor_options"], "num_cpus": 0}
+        application["deployments"].append({**generator, "name": name, "ray_actor_options": share})
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
     ports = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD_PORT), "--ray-port", str(RAY_PORT)]

@@ -7,6 +7,9 @@ from tests.encoder import write_encoder
 from tests.served.application import Application, serving
 
 MODEL = "smollm2-135m-instruct"
+TRANSFORMERS = "smollm2-135m-instruct/transformers"
+"""The same model, in the engine for machines without vLLM."""
+BOTH = [MODEL, TRANSFORMERS]
 ENCODER, OTHER_ENCODER = "all-minilm-l6-v2", "two-layers"
 
 
@@ -21,8 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     folder = tmp_path_factory.mktemp("served")
-    other = {"model_id": OTHER_ENCODER, "model_source": write_encoder(folder / "encoder")}
-    with serving(folder, further_encoders=[other]) as application:
+    encoder = {"model_id": OTHER_ENCODER, "model_source": write_encoder(folder / "encoder")}
+    generator = {
+        "model_id": TRANSFORMERS,
+        "backend": "transformers",
+        "engine": {"max_model_len": 8192, "max_num_seqs": 32, "kv_cache_memory_bytes": 402653184},
+    }
+    with serving(folder, further_encoders=[encoder], further_generators=[generator]) as application:
         yield application
 
 
