@@ -74,8 +74,8 @@ class Gateway:
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
             generator=GeneratorsByModel(
                 {
-                    model_id: RemoteGenerator(handle, config.api.request_timeout_s)
-                    for model_id, handle in self._generators.items()
+                    model_id: RemoteGenerator(self._generators[each.model_id], config.api.request_timeout_s)
+                    for model_id, each in config.models.items()
                 }
             ),
             sessions=remote_sessions(handles["sessions"], timeout_s),
@@ -104,4 +104,4 @@ def _load_token_counters(config: AppConfig) -> dict[str, Callable[[str], int]]:
     """By model id. Models of one source share one: they have the same tokenizer."""
     sources = {each.model_source for each in config.generators}
     by_source = {source: load_token_counter(resolve_model(source)) for source in sources}
-    return {each.model_id: by_source[each.model_source] for each in config.generators}
+    return {model_id: by_source[each.model_source] for model_id, each in config.models.items()}

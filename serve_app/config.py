@@ -64,6 +64,19 @@ class GeneratorConfig(_Config):
     those that mean something there."""
     transformers: dict[str, Any] = Field(default_factory=dict)
     """How transformers loads the model, by its own names (`device_map`, `attn_implementation`, …)."""
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """LoRA adapters for vLLM: what clients send as `model`, and a Hugging Face id or a folder."""
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """What clients may send as `model`: its own id first, then its adapters'."""
+        return (self.model_id, *self.adapters)
+
+    @model_validator(mode="after")
+    def _adapters_are_vllms(self) -> "GeneratorConfig":
+        if self.adapters and self.backend == "transformers":
+            raise ValueError("adapters need vLLM: leave them out, or the backend")
+        return self
 
 
 class EncoderConfig(_Config):
@@ -186,12 +199,12 @@ class AppConfig(_Config):
 
     @model_validator(mode="after")
     def _one_generator_of_each_name(self) -> "AppConfig":
-        names = [_file_name(each.model_id) for each in self.generators]
+        names = [_file_name(model_id) for each in self.generators for model_id in each.model_ids]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
-                    f"two generators have the model_id {name!r}, or one that differs in signs only: clients and"
-                    " `deployments:` know them by it, so give each one of its own"
+                    f"two generators or adapters have the model_id {name!r}, or one that differs in signs only:"
+                    " clients and `deployments:` know them by it, so give each one of its own"
                 )
         return self
 
@@ -201,6 +214,16 @@ class AppConfig(_Config):
         return (self.generator, *self.further_generators)
 
     @property
+    def models(self) -> dict[str, GeneratorConfig]:
+        """By each id that clients may name for an answer, those of adapters too, the generator that writes it."""
+        return {model_id: each for each in self.generators for model_id in each.model_ids}
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """By each adapter's id, that of the model that it adapts."""
+        return {model_id: each.model_id for each in self.generators for model_id in each.adapters}
+
+    @property
     def generator_deployments(self) -> dict[str, str]:
         """By model id, what each one's deployment is called in the YAML: `Generator`, then `Generator:ID`."""
         further = {each.model_id: f"Generator:{_file_name(each.model_id)}" for each in self.further_generators}
@@ -208,8 +231,7 @@ class AppConfig(_Config):
 
     def of(self, model_id: str) -> "AppConfig":
         """The same with this model as `generator`, for a request that names it. `Generator` refuses unknown ones."""
-        generator = next((each for each in self.generators if each.model_id == model_id), self.generator)
-        return self.model_copy(update={"generator": generator})
+        return self.model_copy(update={"generator": self.models.get(model_id, self.generator)})
 
     @property
     def encoders(self) -> tuple[EncoderConfig, ...]:

@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END = "<end>"
 _TEMPLATE = (
-    "{% for each in messages %}{{ each.role + ':' + each.content }}{% if not (loop.last and continue_final_message) %}"
-    "\n{% endif %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    "{% for each in messages %}{{ each.role + ':' + each.content + '|' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 
 

@@ -38,5 +38,18 @@ def test_each_generator_has_a_deployment_and_its_own_view_of_the_configuration()
 
 @pytest.mark.parametrize("ids", [("other", "other"), ("smollm2-135m-instruct",), ("org/other", "org-other")])
 def test_two_generators_that_cannot_be_told_apart_are_refused(ids: tuple[str, ...]) -> None:
-    with pytest.raises(ValidationError, match="two generators have the model_id"):
+    with pytest.raises(ValidationError, match="two generators or adapters have the model_id"):
         AppConfig(further_generators=tuple(GeneratorConfig(model_id=each) for each in ids))
+
+
+def test_adapters_are_models_of_their_generator() -> None:
+    other = GeneratorConfig(model_id="other", adapters={"pirate": "folder"})
+    config = AppConfig(further_generators=(other,))
+
+    assert list(config.models) == ["smollm2-135m-instruct", "other", "pirate"]
+    assert config.of("pirate").generator == other
+    assert config.parents == {"pirate": "other"}
+    with pytest.raises(ValidationError, match="'pirate'"):
+        AppConfig(generator=GeneratorConfig(model_id="pirate"), further_generators=(other,))
+    with pytest.raises(ValidationError, match="adapters need vLLM"):
+        GeneratorConfig(adapters={"pirate": "folder"}, backend="transformers")

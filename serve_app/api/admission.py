@@ -20,7 +20,7 @@ SETTINGS_HEADER = "x-settings"
 
 def require_model(context: Context, model: str | None) -> str:
     """The model's id, the first one's if none is named. Raises `NotFound` for one that does not write here."""
-    configured = [generator.model_id for generator in context.config.generators]
+    configured = list(context.config.models)
     if model is None:
         return configured[0]
     if model not in configured:

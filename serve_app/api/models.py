@@ -30,5 +30,9 @@ def model_not_found(model_id: str) -> NotFound:
 
 def _models(context: Context) -> list[Json]:
     config = context.config
-    ids = dict.fromkeys(each.model_id for each in (*config.generators, *config.encoders))
-    return [{"id": id, "object": "model", "created": _STARTED_AT, "owned_by": "rayconteur"} for id in ids]
+    ids = dict.fromkeys([*config.models, *(encoder.model_id for encoder in config.encoders)])
+    parents = config.parents
+    return [
+        {"id": id, "object": "model", "created": _STARTED_AT, "owned_by": "rayconteur", "parent": parents.get(id)}
+        for id in ids
+    ]

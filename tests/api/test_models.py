@@ -11,13 +11,15 @@ from tests.api.chat_app import MODEL, ChatApp, running_chat
 from tests.fakes import build_passage
 
 OTHER = "org/other"
+ADAPTER = "pirate"
+"""Of the other model."""
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatApp]:
     passages = [build_passage(1, "The Rhine flows."), build_passage(2, "The Aare flows.")]
-    other = GeneratorConfig(model_id=OTHER, engine={"max_model_len": 4096})
+    other = GeneratorConfig(model_id=OTHER, engine={"max_model_len": 4096}, adapters={ADAPTER: "folder"})
     with running_chat(tmp_path_factory.mktemp("models"), passages, (other,)) as app:
         yield app
 
@@ -26,7 +28,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatApp]:
 def app(shared: ChatApp) -> ChatApp:
     """Every text has a million tokens for the other model."""
     app = shared.with_fresh_fakes()
-    parts = replace(app.fakes.parts, token_counters={OTHER: lambda text: 1_000_000})
+    parts = replace(app.fakes.parts, token_counters=dict.fromkeys((OTHER, ADAPTER), lambda text: 1_000_000))
     app.app.state.context = replace(app.app.state.context, parts=parts)
     return app
 
@@ -36,16 +38,18 @@ def asked(app: ChatApp) -> list[str]:
 
 
 def test_every_model_is_listed_by_its_id(app: ChatApp) -> None:
-    assert [each.id for each in app.openai.models.list()] == [MODEL, OTHER, "all-minilm-l6-v2"]
+    assert [each.id for each in app.openai.models.list()] == [MODEL, OTHER, ADAPTER, "all-minilm-l6-v2"]
     assert app.openai.models.retrieve(OTHER).id == OTHER
+    assert app.http.get(f"/v1/models/{ADAPTER}").json()["parent"] == OTHER
+    assert app.http.get(f"/v1/models/{OTHER}").json()["parent"] is None
 
 
 def test_a_request_is_answered_by_the_model_that_it_names_and_else_by_the_first(app: ChatApp) -> None:
     app.http.post("/v1/chat/completions", json={**HI, "model": OTHER}).raise_for_status()
     app.http.post("/v1/chat/completions", json=HI).raise_for_status()
-    app.http.post("/v1/responses", json={"input": "Hi", "model": OTHER}).raise_for_status()
+    app.http.post("/v1/responses", json={"input": "Hi", "model": ADAPTER}).raise_for_status()
 
-    assert asked(app) == [OTHER, MODEL, OTHER]
+    assert asked(app) == [OTHER, MODEL, ADAPTER]
 
 
 @pytest.mark.parametrize("model", ["gpt-5", "all-minilm-l6-v2", ""])
@@ -54,7 +58,7 @@ def test_a_model_that_does_not_write_here_is_a_404(app: ChatApp, model: str) -> 
         answer = app.http.post(path, json={**HI, "input": "Hi", "model": model})
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "model_not_found"
-        assert f"'{MODEL}' or '{OTHER}'" in answer.json()["error"]["message"]
+        assert f"'{MODEL}' or '{OTHER}' or '{ADAPTER}'" in answer.json()["error"]["message"]
     assert asked(app) == []
 
 
@@ -82,7 +86,21 @@ def test_each_model_has_settings_of_its_own(app: ChatApp) -> None:
     assert app.http.get(path.replace("other", "another")).status_code == 404
 
 
-@pytest.mark.parametrize(("model", "shown"), [(MODEL, 2), (OTHER, 1)])
+def test_an_adapter_has_the_settings_of_its_model_until_it_has_its_own(app: ChatApp) -> None:
+    def temperature() -> float | None:
+        app.http.post("/v1/chat/completions", json={**HI, "model": ADAPTER}).raise_for_status()
+        used: float | None = app.fakes.generator.requests[-1].payload.get("temperature")
+        return used
+
+    app.http.patch(f"/v1/models/{OTHER}/settings", json={"temperature": 0.5}).raise_for_status()
+    inherited = temperature()
+    app.http.patch(f"/v1/models/{ADAPTER}/settings", json={"temperature": 0.75}).raise_for_status()
+
+    assert (inherited, temperature()) == (0.5, 0.75)
+    assert app.http.get(f"/v1/models/{OTHER}/settings").json()["settings"]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(("model", "shown"), [(MODEL, 2), (OTHER, 1), (ADAPTER, 1)])
 def test_passages_are_fitted_with_the_tokens_of_the_model_that_reads_them(app: ChatApp, model: str, shown: int) -> None:
     tool = {"type": "file_search", "vector_store_ids": [app.store_id]}
     body = {"model": model, "tools": [tool]}

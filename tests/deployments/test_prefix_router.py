@@ -20,7 +20,7 @@ SESSIONS = [f"conv_{number}" for number in range(20)]
 
 class Desk:
     async def who(self) -> str:
-        return serve.get_replica_context().replica_id.unique_id
+        return str(serve.get_replica_context().replica_id.unique_id)
 
     async def hold(self, let_go: Any) -> AsyncIterator[str]:
         """Says who it is, and is busy until the actor is told."""
@@ -91,7 +91,7 @@ def test_a_session_leaves_its_replica_only_while_that_is_too_far_ahead(desk: Dep
 
 
 @pytest.mark.parametrize("max_lead", [-1, 1.5, "3", None])
-def test_a_lead_that_makes_no_sense_is_refused(max_lead: object) -> None:
+def test_a_lead_that_makes_no_sense_is_refused(max_lead: Any) -> None:  # as a YAML may have it
     router = object.__new__(PrefixRouter)
     router._deployment_id = "Generator"
     with pytest.raises(ValueError, match="max_lead"):

@@ -57,7 +57,10 @@ class TransformersEngine:
     """Loads and starts in the constructor, which takes as long as that takes."""
 
     def __init__(self, config: GeneratorConfig, default_dtype: str) -> None:
-        """`default_dtype` is transformers' name of one, or `auto`; `engine.dtype` goes before it."""
+        """`default_dtype` is transformers' name of one, or `auto`; `engine.dtype` goes before it.
+
+        Raises `ValueError` if the cache cannot hold one whole context.
+        """
         source = resolve_model(config.model_source)
         dtype = config.engine.get("dtype", default_dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(source)
@@ -76,6 +79,8 @@ class TransformersEngine:
         sampling.logits_processor = LogitsProcessorList([Sampler()])
         sampling.tensors_required, sampling.do_processing = 1, True
         sampling._retrieve_processors_kwargs()
+        self._manager.warmup()  # makes the cache
+        _check_room(self._manager.batch_processor.cache.max_tokens_read, self.max_model_len)
         self._manager.start()
 
     def read(self, payload: Json, priority: int) -> Prompt:
@@ -184,6 +189,15 @@ def _batching(engine: dict[str, Any], model: Any) -> ContinuousBatchingConfig:
         use_async_batching=False,
         **options,
     )
+
+
+def _check_room(cache_tokens: int, max_model_len: int) -> None:
+    """A request that the whole cache cannot hold would end the thread. Raises `ValueError`."""
+    if cache_tokens < max_model_len:
+        raise ValueError(
+            f"the key-value cache holds {cache_tokens} tokens, and a request may have {max_model_len}: raise"
+            " kv_cache_memory_bytes, or lower max_model_len"
+        )
 
 
 def _bytes_per_token(model: Any) -> int:
