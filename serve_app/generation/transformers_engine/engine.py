@@ -30,6 +30,7 @@ DEFAULT_CACHE_BYTES = 2**30
 
 _CPU_PAGE_TOKENS = 64
 _CPU_BATCH_TOKENS = 512
+_CPU_REQUESTS = 32
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -74,7 +75,8 @@ class TransformersEngine:
         self._numbers = count()
         # Greedy, because the sampler leaves one token to choose from.
         greedy = GenerationConfig(do_sample=False, eos_token_id=self._eos_ids)
-        self._manager = self._model.init_continuous_batching(greedy, _batching(config.engine, self._model))
+        batching = _batching(config.engine, self._model, self.max_model_len)
+        self._manager = self._model.init_continuous_batching(greedy, batching)
         sampling = self._manager.logit_processor
         sampling.logits_processor = LogitsProcessorList([Sampler()])
         sampling.tensors_required, sampling.do_processing = 1, True
@@ -166,23 +168,25 @@ SCHEDULER_MAPPING["by_priority"] = _ByPriority
 
 
 # vLLM's engine arguments have values of many types, and the model has no type for mypy.
-def _batching(engine: dict[str, Any], model: Any) -> ContinuousBatchingConfig:
+def _batching(engine: dict[str, Any], model: Any, max_model_len: int) -> ContinuousBatchingConfig:
     """Of vLLM's engine arguments those that mean something here too."""
-    options: dict[str, Any] = {"max_requests_per_batch": engine.get("max_num_seqs")}
-    if "max_num_batched_tokens" in engine:
-        options["max_batch_tokens"] = engine["max_num_batched_tokens"]
-    cache_bytes = engine.get("kv_cache_memory_bytes")
-    if model.device.type == "cpu":
-        # Else transformers takes most of the machine's memory.
-        cache_bytes = cache_bytes or DEFAULT_CACHE_BYTES
-        options = {"page_size": _CPU_PAGE_TOKENS, "max_batch_tokens": _CPU_BATCH_TOKENS, **options}
-        options["auto_switch_to_flash"] = False
+    is_on_cpu = model.device.type == "cpu"
+    options: dict[str, Any] = {"page_size": _CPU_PAGE_TOKENS, "auto_switch_to_flash": False} if is_on_cpu else {}
+    requests = engine.get("max_num_seqs", _CPU_REQUESTS if is_on_cpu else None)
+    batch_tokens = engine.get("max_num_batched_tokens", _CPU_BATCH_TOKENS if is_on_cpu else None)
+    # On a CPU transformers would take most of the machine's memory.
+    cache_bytes = engine.get("kv_cache_memory_bytes", DEFAULT_CACHE_BYTES if is_on_cpu else None)
     if cache_bytes:
         page_size = options.get("page_size", ContinuousBatchingConfig.page_size)
-        options["num_blocks"] = max(1, cache_bytes // (page_size * _bytes_per_token(model)))
+        pages = cache_bytes // (page_size * _bytes_per_token(model))
+        # The attention's mask is as wide as the cache: no wider than all requests can use.
+        most = (requests or pages) * -(-max_model_len // page_size)
+        options["num_blocks"] = max(1, min(pages, most))
     elif "gpu_memory_utilization" in engine:
         options["max_memory_percent"] = engine["gpu_memory_utilization"]
     return ContinuousBatchingConfig(
+        max_requests_per_batch=requests,
+        max_batch_tokens=batch_tokens,
         scheduler_type="by_priority",
         allow_block_sharing=engine.get("enable_prefix_caching", True),
         use_cuda_graph=False,
