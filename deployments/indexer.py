@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _MEASURE_EVERY_S = 15
 _NICENESS = 19
-"""The highest there is. Ray's workers have 15, which is about twice as much of a busy core."""
+"""The highest there is: about a seventieth of a busy core beside a process of niceness 0."""
 
 _LOOK_EVERY_S = 1.0
 _ENFORCE_EVERY_S = 600
