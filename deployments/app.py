@@ -49,4 +49,6 @@ def _engine(config: GeneratorConfig) -> type:
     """The class of its deployment. Whether there is vLLM is asked on the node that builds the graph."""
     has_vllm = importlib.util.find_spec("vllm") is not None
     is_vllm = config.backend == "vllm" or (config.backend == "auto" and has_vllm)
+    if config.adapters and not is_vllm:
+        raise ValueError(f"the adapters of {config.model_id!r} need vLLM, which is not installed here: leave them out")
     return Generator if is_vllm else TransformersGenerator

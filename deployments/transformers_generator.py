@@ -22,7 +22,6 @@ class TransformersGenerator:
             os.environ["OMP_NUM_THREADS"] = str(openmp_threads())
         from serve_app.generation.transformers_engine.engine import TransformersEngine
 
-        self._model_id = config.generator.model_id
         self._engine = TransformersEngine(config.generator, fastest_dtype())
 
     async def complete(self, request: GenerationRequest) -> Json:
