@@ -14,8 +14,10 @@ import psutil
 import pytest
 import yaml
 
+from tests.adapter import write_adapter
 from tests.served.application import ROOT, Application, wait_until
 from tests.served.conftest import BOTH, MODEL, TRANSFORMERS
+from tests.served.direct_engine import ADAPTED
 
 MAX_TOKENS = 32
 NEAR_TIE = 0.001
@@ -45,10 +47,12 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def direct_answers() -> list[str]:
-    """Twenty greedy answers of vLLM's `LLM` class with the engine arguments of the YAML that we ship."""
+def direct(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Greedy answers of vLLM's `LLM` class with the engine arguments of the YAML that we ship, and an adapter."""
     application = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][0]
-    request = {"generator": application["args"]["generator"], "prompts": PROMPTS, "max_tokens": MAX_TOKENS}
+    generator = application["args"]["generator"]
+    adapter = write_adapter(tmp_path_factory.mktemp("adapter") / "random", generator["model_source"])
+    request = {"generator": generator | {"adapters": {"random": adapter}}, "prompts": PROMPTS, "max_tokens": MAX_TOKENS}
     (replica,) = (each for each in application["deployments"] if each["name"] == "Generator")
     finished = subprocess.run(
         [sys.executable, "-m", "tests.served.direct_engine"],
@@ -61,8 +65,19 @@ def direct_answers() -> list[str]:
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     (line,) = (line for line in finished.stdout.splitlines() if line.startswith("ANSWERS "))
-    answers: list[str] = json.loads(line.removeprefix("ANSWERS "))
+    answers: dict[str, list[str]] = json.loads(line.removeprefix("ANSWERS "))
     return answers
+
+
+@pytest.fixture
+def direct_answers(direct: dict[str, list[str]]) -> list[str]:
+    """To all twenty prompts."""
+    return direct["base"]
+
+
+def test_an_adapter_changes_what_the_model_says(direct: dict[str, list[str]]) -> None:
+    assert len(direct["adapted"]) == ADAPTED
+    assert all(one != other for one, other in zip(direct["adapted"], direct["base"], strict=False))
 
 
 def greedy_answers(client: openai.OpenAI, model: str) -> list[str]:
