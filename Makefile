@@ -19,7 +19,12 @@ serve: environment models ## Set up, start Ray Serve with serve_config.yaml, wai
 	@$(BIN)/rayconteur serve $(CONFIG) $(SERVE_ARGS)
 
 test: setup lint types ## Set up, lint, check types, run all tests
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	$(BIN)/python -m pytest -m "not (ray or served)" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "ray or served"
+endif
 
 lint: tools ## Check style and imports
 	$(BIN)/ruff check .
@@ -35,8 +40,8 @@ format: tools ## Put the code into shape
 eval: setup ## Measure the answers' quality on the evaluation data
 	$(BIN)/python -m bench.eval
 
-bench: setup ## Measure what Rayconteur adds to a request
-	$(BIN)/python -m bench.overhead
+bench: setup ## Measure all that can be measured here, into bench/report/
+	$(BIN)/python -m bench.report $(BENCH_ARGS)
 
 hooks: tools ## Run the same checks before every commit
 	$(BIN)/pre-commit install

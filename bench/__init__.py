@@ -1,1 +1,1 @@
-"""Measurements, each against a peer in the same run. `make bench` runs `overhead.py`, `make eval` runs `eval.py`."""
+"""Measurements, each against a peer in the same run. `make bench` runs `report.py`, which runs all the others."""

@@ -1,12 +1,12 @@
 """How long a backup, the next one and a restore take, with a store of synthetic passages.
 
-    python -m bench.backup [PASSAGES]
+    python -m bench.backup [--passages 100000]
 
 384 dimensions, 400 characters a passage, one file for each hundred. The next backup is taken after one file more.
 """
 
+import argparse
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import insert
 
+from bench.figures import found, parse_arguments
 from serve_app.backup.jobs import BackupJobs
 from serve_app.backup.worker import BackupWorker
 from serve_app.config import AppConfig, BackupConfig, StorageConfig
@@ -81,6 +82,7 @@ def _row(store_id: str, passages: FilePassages) -> Json:
         "store_id": store_id,
         "file_id": passages.file_id,
         "key": passages.file_id,
+        "version": 1,
         "status": "completed",
         "attributes": {},
         "chunking_strategy": {"type": "auto"},
@@ -93,7 +95,10 @@ def _row(store_id: str, passages: FilePassages) -> Json:
     }
 
 
-def main(passages: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passages", type=int, default=100_000)
+    passages = parse_arguments(parser).passages
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         here, there = System(folder / "here", folder / "backups"), System(folder / "there", folder / "backups")
@@ -114,8 +119,9 @@ def _report(what: str, run: Callable[[], Json]) -> Json:
     elapsed_s = time.perf_counter() - started
     copied = f", {done['bytes_copied'] / 1e6:8.1f} of {done['bytes'] / 1e6:.1f} MB copied" if "bytes" in done else ""
     print(f"{what:26} {elapsed_s:7.2f} s{copied}")
+    found(what, elapsed_s, "s")
     return done
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
+    main()

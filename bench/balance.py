@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
+from bench.figures import found, parse_arguments
 from bench.load import Sample, ask
 from tests.served.application import serving
 from tests.served.conftest import MODEL
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--answer-tokens", type=int, default=64)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 2, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
+    chosen = parse_arguments(parser)
     with tempfile.TemporaryDirectory(prefix="rayconteur-balance-") as folder, serving(Path(folder)) as application:
         application.wait_until_ready()
         asyncio.run(measure(application.url, chosen))
@@ -44,6 +45,7 @@ async def measure(url: str, chosen: argparse.Namespace) -> None:
         cold = [await one(f"cold {number}") for number in range(chosen.rounds)]
         print("| other requests | prompt | first token ms | whole answer ms |\n|---|---|---|---|")
         print(row(0, "computed", cold))
+        found("balance: an answer whose prompt is computed, at an idle replica", whole_ms(cold), "ms")
         for busy in chosen.busy:
             # Short prompts and answers that outlast the measurement.
             others = [
@@ -51,18 +53,21 @@ async def measure(url: str, chosen: argparse.Namespace) -> None:
                 for number in range(busy)
             ]
             await asyncio.sleep(3 if busy else 0)
-            print(row(busy, "cached", [await one("warm") for _ in range(chosen.rounds)]), flush=True)
+            warm = [await one("warm") for _ in range(chosen.rounds)]
+            print(row(busy, "cached", warm), flush=True)
+            found(f"balance: the same with its prompt in the cache, beside {busy} others", whole_ms(warm), "ms")
             for other in others:
                 other.cancel()
             await asyncio.gather(*others, return_exceptions=True)
 
 
 def row(busy: int, prompt: str, samples: list[Sample]) -> str:
-    first, whole = (
-        statistics.median(seconds) * 1e3
-        for seconds in ([each.first_token_s for each in samples], [each.total_s for each in samples])
-    )
-    return f"| {busy} | {prompt} | {first:.0f} | {whole:.0f} |"
+    first_ms = statistics.median(each.first_token_s for each in samples) * 1e3
+    return f"| {busy} | {prompt} | {first_ms:.0f} | {whole_ms(samples):.0f} |"
+
+
+def whole_ms(samples: list[Sample]) -> float:
+    return statistics.median(each.total_s for each in samples) * 1e3
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 
+from bench.figures import found, parse_arguments
 from tests.served.application import Application, serving
 
 VICTIMS = ("Gateway", "Sessions", "Embedder", "Retriever", "Generator", "Indexer")
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--kill-every", type=float, default=15)
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with tempfile.TemporaryDirectory(prefix="rayconteur-talk-") as folder, serving(Path(folder)) as application:
         asyncio.run(talk(application, arguments.seconds, arguments.clients, arguments.kill_every, arguments.seed))
 
@@ -290,6 +291,9 @@ def report(clients: list[Client], killed: Counter[str], seconds: float, messages
     print(f"| streams picked up | {len(pick_ups)}, in all {sum(pick_ups)} times |")
     print(f"| requests made again | {dict(refused)} |")
     print(f"| time of a turn | p50 {median(times):.1f} s, slowest {times[-1]:.1f} s |")
+    # `check` raises otherwise.
+    found("messages of conversations lost or doubled under kill -9", 0, at_most=0)
+    found("kills of replicas meanwhile", sum(killed.values()))
     print(f"| messages at the end | {messages}, each once and in order, as acknowledged; none lost, none doubled |")
 
 

@@ -8,16 +8,14 @@ what the cross-encoder of the application under `--url` gains or loses.
 
 import argparse
 import asyncio
-import contextlib
 import io
 import json
 import re
 import string
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,10 @@ import ir_measures
 import openai
 from ir_measures import Qrel, R, ScoredDoc, nDCG
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.figures import found as tell
+from bench.figures import parse_arguments
+from bench.servers import ROOT, served
+
 CONCURRENCY = 8
 FILES_PER_BATCH = 500
 
@@ -51,24 +52,13 @@ def main() -> None:
     parser.add_argument("--url", help="a served application, e.g. http://127.0.0.1:8000; default: start one")
     parser.add_argument("--answers", type=int, default=0, metavar="N", help="XQuAD questions to put to the model")
     parser.add_argument("--reranked", action="store_true", help="also search with the configured cross-encoder")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     modes = MODES | RERANKED if arguments.reranked else MODES
     for collection in ("cranfield", "xquad"):
         if not (arguments.data / collection).is_dir():
             parser.error(f"there is no {arguments.data / collection}: name the folder of the collections with --data")
     with served(arguments.url) as url:
         asyncio.run(evaluate(url, arguments.data, arguments.answers, modes))
-
-
-@contextlib.contextmanager
-def served(url: str | None) -> Iterator[str]:
-    if url:
-        yield url
-        return
-    from tests.served.application import serving
-
-    with tempfile.TemporaryDirectory(prefix="rayconteur-eval-") as folder, serving(Path(folder)) as application:
-        yield application.url
 
 
 async def evaluate(url: str, data: Path, answers: int, modes: dict[str, dict[str, Any]]) -> None:
@@ -92,6 +82,7 @@ async def evaluate_cranfield(client: openai.AsyncOpenAI, data: Path, modes: dict
         ]
         measured = ir_measures.calc_aggregate([nDCG @ 10, R @ 10], qrels, run)
         print(f"| Cranfield | {mode} | {measured[nDCG @ 10]:.3f} | {measured[R @ 10]:.3f} | |", flush=True)
+        tell(f"Cranfield, {mode}: nDCG@10", measured[nDCG @ 10], at_least=0.55 if mode == "hybrid" else None)
 
 
 async def evaluate_xquad(
@@ -103,6 +94,7 @@ async def evaluate_xquad(
         found = await search_all(client, store_id, [row["question"] for row in questions], options)
         hits = [row["document_id"] in list(ranked)[:5] for row, ranked in zip(questions, found, strict=True)]
         print(f"| XQuAD | {mode} | | | {sum(hits) / len(hits):.3f} |", flush=True)
+        tell(f"XQuAD, {mode}: hit@5", sum(hits) / len(hits), at_least=0.99 if mode == "hybrid" else None)
     if answers:
         scores = [await answer_f1(client, store_id, row) for row in questions[:answers]]
         print(f"\nXQuAD, {answers} answers of the model over the passages: token F1 {sum(scores) / len(scores):.3f}")

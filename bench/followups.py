@@ -20,6 +20,7 @@ from typing import Any
 import openai
 
 from bench.eval import read_documents, upload
+from bench.figures import found, parse_arguments
 from bench.retrieval import Collection
 from serve_app.config import EncoderConfig
 from serve_app.generation.question import widen
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--url", help="a served application, e.g. http://127.0.0.1:8000")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     folder = arguments.data / "xquad"
     if arguments.url:
         asyncio.run(ask_served(arguments.url, folder))
@@ -68,6 +69,7 @@ async def ask_library(folder: Path) -> None:
         print(f"| questions | | as asked | only widened | both, as served |\n|---|---|{'---|' * 3}")
         for name, dialogues in sets.items():
             shares = [await hits(dialogues, how, parts) / len(dialogues) for how in ("asked", "widened", "both")]
+            found(f"questions, {name}: hit@5 as served", shares[-1])
             print(f"| {name} | {len(dialogues)} | {' | '.join(f'{share:.3f}' for share in shares)} |", flush=True)
 
 

@@ -19,19 +19,23 @@ from typing import Any
 
 import openai
 
-from bench.eval import ROOT, Document, read_documents, upload
+from bench.eval import Document, read_documents, upload
+from bench.figures import found, parse_arguments
+from bench.servers import ROOT
 from serve_app.config import EncoderConfig
 from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.split import passage_size, split, texts_to_encode
 from serve_app.models import resolve_model
 from tests.served.application import serving
 
+CHROMA = "SentenceTransformer in float32, and Chroma"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "cranfield")
     parser.add_argument("--documents", type=int, help="only the first so many")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     documents = read_documents(arguments.data / "corpus.jsonl")[: arguments.documents]
     texts = passages_of(documents)
 
@@ -39,13 +43,16 @@ def main() -> None:
         ours = len(texts) / asyncio.run(through_the_api(application.url, documents))
     rates = {"Rayconteur, from upload to searchable": ours, "its encoder alone": len(texts) / encoding(texts)}
     if find_spec("chromadb"):
-        rates["SentenceTransformer in float32, and Chroma"] = len(texts) / with_chroma(texts)
+        rates[CHROMA] = len(texts) / with_chroma(texts)
 
     print(
         f"{len(documents)} files, {len(texts)} passages\n\n| what | passages/s | Rayconteur's, of it |\n|---|---|---|"
     )
     for name, rate in rates.items():
         print(f"| {name} | {rate:.1f} | {ours / rate:.2f} |")
+    found("ingestion: passages/s of its encoder alone", ours / rates["its encoder alone"], at_least=0.8)
+    if CHROMA in rates:
+        found("ingestion: times as fast as the lessons' own stack", ours / rates[CHROMA], at_least=3)
 
 
 def passages_of(documents: Sequence[Document]) -> list[str]:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from bench.figures import found, parse_arguments
 from serve_app.config import EncoderConfig
 from serve_app.conversation.insights.conversation import build_insights
 from serve_app.conversation.insights.gather import gather_facts
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--examples", type=int, default=0, metavar="N", help="dialogues whose labels are shown")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     encoder = load_encoder(EncoderConfig())
     tiage = load_dialogues(read_tiage(arguments.data / "tiage" / "dialogs.jsonl"), encoder)
     print_shifts({"our own": load_dialogues(read_own(OWN), encoder), "TIAGE": tiage})
@@ -125,6 +126,8 @@ def print_shifts(collections: dict[str, list[Dialogue]]) -> None:
                 f"| {name} | {len(dialogues)} | {truth.sum()} / {len(truth)} | {method}"
                 f" | {precision:.3f} | {recall:.3f} | {f1:.3f} |"
             )
+            if name == "TIAGE" and find is ours:
+                found("topic shifts of TIAGE: F1", f1, at_least=0.47)
 
 
 def print_labels(dialogues: Sequence[Dialogue]) -> None:
@@ -190,6 +193,8 @@ async def print_times(encoder: TextEncoder, texts: Sequence[str]) -> None:
         ("with nothing new", unchanged),
     ):
         walls, cpus = zip(*times, strict=True)
+        asked = 50 if times is not unchanged else None
+        found(f"insights of {MESSAGES} messages, {what}: p50", statistics.median(walls), "ms", at_most=asked)
         print(f"| {what} | {statistics.median(walls):.1f} | {max(walls):.1f} | {statistics.median(cpus):.1f} |")
 
 

@@ -43,7 +43,8 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str,
     began = time.perf_counter()
     arrivals: list[float] = []
     output_tokens = 0
-    async with session.post(f"{url}/v1/chat/completions", json=payload) as response:
+    headers = {"cache-control": "no-store"}
+    async with session.post(f"{url}/v1/chat/completions", json=payload, headers=headers) as response:
         if response.status != 200:
             raise RuntimeError(f"{response.status}: {await response.text()}")
         async for line in response.content:

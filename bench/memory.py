@@ -18,8 +18,9 @@ from typing import Any
 import openai
 
 from bench.eval import read_documents, read_lines, upload
+from bench.figures import found, parse_arguments
+from bench.servers import ROOT, served
 
-ROOT = Path(__file__).resolve().parent.parent
 TURNS = 10
 
 
@@ -33,16 +34,18 @@ class Sample:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", help="a served application, e.g. http://127.0.0.1:8000; default: start one")
     parser.add_argument("--conversations", type=int, default=3)
     parser.add_argument("--output-tokens", type=int, default=200)
     parser.add_argument("--passages", type=int, default=2, help="that a search shows the model")
     parser.add_argument("--pause", type=float, default=20, help="seconds between turns")
-    asyncio.run(measure(parser.parse_args()))
+    arguments = parse_arguments(parser)
+    with served(arguments.url) as url:
+        asyncio.run(measure(url, arguments))
 
 
-async def measure(arguments: argparse.Namespace) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{arguments.url}/v1", api_key="none", timeout=300) as client:
+async def measure(url: str, arguments: argparse.Namespace) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300) as client:
         store_id = await upload(client, "xquad", read_documents(arguments.data / "xquad" / "documents.jsonl"))
         prompts = long_questions(arguments.data / "xquad")
         search: Any = {
@@ -101,6 +104,8 @@ def show(name: str, talks: list[list[Sample]]) -> None:
         first_ms = first_token_s(samples) * 1000
         print(f"| {number} | {tokens:.0f} | {cached:.0f} | {share(samples):.2f} | {first_ms:.0f} |")
     ratio = first_token_s(by_turn[9]) / first_token_s(by_turn[1])
+    found(f"turn 10, {name}: first token, times turn 2's", ratio, at_most=1.3)
+    found(f"turn 10, {name}: of the prompt from the cache", share(by_turn[9]), at_least=0.8)
     print(f"\nturn 10: first token {ratio:.2f} times turn 2's, {share(by_turn[9]):.2f} of the prompt from the cache")
 
 

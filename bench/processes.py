@@ -29,6 +29,11 @@ def main() -> None:
     print(f"\nAll {len(used)} processes: {sum(used.values()):.1f} % of a core, {sum(map(_rss_mb, used)):.0f} MB")
 
 
+def rss_mb(process: psutil.Process) -> float:
+    """Of a process and all that it has started, together."""
+    return sum(map(_rss_mb, [process, *process.children(recursive=True)]))
+
+
 def _cpu_seconds() -> dict[psutil.Process, float]:
     seconds = {}
     for process in psutil.process_iter():

@@ -17,7 +17,7 @@ def main() -> None:
     from ray.serve.config import HTTPOptions
     from ray.serve.llm import LLMConfig, build_openai_app
 
-    from bench.overhead import read_config
+    from bench.servers import read_config
     from deployments.generator import fastest_dtype, openmp_threads
     from serve_app.models import resolve_model
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.eval import ROOT, Document, read_documents
+from bench.eval import Document, read_documents
+from bench.figures import found, parse_arguments
+from bench.servers import ROOT
 from serve_app.config import EncoderConfig, IngestionConfig, RetentionConfig, StorageConfig
 from serve_app.knowledge.catalog import Catalog, NewFile
 from serve_app.knowledge.encode import load_encoders
@@ -104,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "cranfield")
     parser.add_argument("--documents", type=int, help="only the first so many")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     documents = [each for each in read_documents(arguments.data / "corpus.jsonl") if each.text.strip()]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), documents[: arguments.documents])
@@ -130,9 +132,11 @@ async def run(bench: Bench) -> None:
     print(f"the move, searched all the while: {under_load:.1f} s, {passages / under_load:.0f} passages/s")
     print(f"its encoder alone: {passages / encoding(bench):.0f} passages/s")
     print(f"back, and once more, with nothing changed: {back:.2f} s and {alone:.2f} s\n")
+    found("move to another encoder, searched meanwhile: passages/s", passages / under_load)
     print("| searches | number | p50 ms | p99 ms | longest ms |\n|---|---|---|---|---|")
     for name, each in times.items():
         p50, p99 = np.percentile(each, [50, 99])
+        found(f"searches {name}: p99", p99, "ms")
         print(f"| {name} | {len(each)} | {p50:.1f} | {p99:.1f} | {max(each):.1f} |")
 
 

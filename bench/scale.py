@@ -20,6 +20,8 @@ from typing import Any
 import lancedb
 import numpy as np
 
+from bench.figures import found as tell
+from bench.figures import parse_arguments
 from bench.passages import ONE_PERCENT, file_id, make_files, make_texts, make_vectors, one_percent_of
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.search import IndexReader
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where the stores are kept, and used again; otherwise a temporary one"
     )
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         print(HEADER)
@@ -65,6 +67,7 @@ def main() -> None:
             smallest, largest = min(p50s_ms), max(p50s_ms)
             growth = p50s_ms[largest] / p50s_ms[smallest]
             print(f"\nFrom {smallest:,} to {largest:,} passages the p50 grows {growth:.2f} times.")
+            tell(f"search: growth of the p50 from {smallest:,} to {largest:,} passages, times", growth, at_most=3)
         if CHROMA_ROWS in arguments.rows:
             measure_chroma(folder)
 
@@ -102,6 +105,12 @@ async def measure(folder: Path, rows: int) -> float:
         f" | {median(ours_per_s):.0f} | {ratio:.2f} |",
         flush=True,
     )
+    if rows >= 100_000:
+        tell(f"search of {rows:,} passages: p50", everything.p50_ms, "ms", at_most=10 if rows <= 100_000 else 15)
+    tell(f"search of {rows:,} passages: recall@10", everything.recall, at_least=0.99)
+    filtered = one_percent.p50_ms / everything.p50_ms
+    tell(f"search of 1 % of {rows:,} passages: p50, times that of all", filtered, at_most=2)
+    tell(f"search of {rows:,} passages: queries/s of LanceDB's own, 16 clients", ratio, at_least=0.8)
     return everything.p50_ms
 
 

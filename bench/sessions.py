@@ -5,6 +5,7 @@
 The folder says which disk; by default that of temporary files. Times are medians, of short and long in turn.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from sqlalchemy import insert, text
 
+from bench.figures import found, parse_arguments
 from serve_app.conversation.log import ConversationLog
 from serve_app.conversation.transfer import import_conversation
 from serve_app.storage.database import Database, open_database
@@ -38,8 +40,10 @@ LONG = 10_000
 WORDS = "the ferry sails at noon from the old harbour and carries forty people two cars and the post " * 4
 
 
-def main(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder) as root:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(dir=parse_arguments(parser).folder) as root:
         url = f"sqlite:///{root}/bench.db"
         print(f"fsync of 4 kB: {_fsync_ms(Path(root)):.2f} ms")
         with closing(open_database(url)) as database:
@@ -58,13 +62,14 @@ def main(folder: Path) -> None:
 
 def bench_forks(database: Database, log: ConversationLog) -> None:
     short, long = (make(database, count) for count in (10, LONG))
-    compare("fork", 10, 200, lambda: fork(log, short), lambda: fork(log, long))
+    compare("fork", 10, 200, lambda: fork(log, short), lambda: fork(log, long), at_most=5)
     bytes_each = []
     for source in (short, long):
         before = _size(database)
         for _ in range(1000):
             fork(log, source)
         bytes_each.append((_size(database) - before) / 1000)
+    found(f"disk of a fork of {LONG} items, times that of 10", bytes_each[1] / bytes_each[0], at_most=5)
     print(f"{'disk of a fork':32} 10 items {bytes_each[0]:7.0f} B   {LONG} items {bytes_each[1]:7.0f} B")
     log.delete_conversation(short)
     began = time.perf_counter()
@@ -99,7 +104,7 @@ def bench_appends(log: ConversationLog) -> None:
         append(log, each)
     alone = [_ms(lambda each=each: append(log, each)) for each in conversations * 10]  # type: ignore[misc]
     report("append, one at a time", alone)
-    report("append, 50 at 2/s each", _at_once(log, conversations, seconds=5, pause_s=0.5))
+    report("append, 50 at 2/s each", _at_once(log, conversations, seconds=5, pause_s=0.5), at_most=5)
     report("append, 50 without a pause", _at_once(log, conversations, seconds=5, pause_s=0))
 
 
@@ -132,13 +137,15 @@ for _ in range(3):
         append(log, each)
         look(log, each)
 after = psutil.Process().memory_info().rss
-print(f"imports {before / 1e6:.0f} MB, with 1,000 live conversations of 100,000 {after / 1e6:.0f} MB")
+print(before / 1e6, after / 1e6)
 """
 
 
 def bench_memory(url: str) -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY, url], capture_output=True, text=True, check=True)
-    print(f"{'memory without Ray':32} {done.stdout.strip()}")
+    imports_mb, live_mb = map(float, done.stdout.split())
+    found("sessions replica's code, 1,000 live of 100,000 conversations: RSS", live_mb, "MB", at_most=300)
+    print(f"{'memory without Ray':32} imports {imports_mb:.0f} MB, with 1,000 live of 100,000 {live_mb:.0f} MB")
 
 
 # --- what is measured ---------------------------------------------------------------------------
@@ -223,18 +230,27 @@ def _at_once(log: ConversationLog, conversations: Sequence[str], seconds: float,
 # --- measuring ----------------------------------------------------------------------------------
 
 
-def compare(what: str, count: int, rounds: int, short: Callable[[], object], long: Callable[[], object]) -> None:
+def compare(
+    what: str,
+    count: int,
+    rounds: int,
+    short: Callable[[], object],
+    long: Callable[[], object],
+    at_most: float = 1.5,
+) -> None:
     times = [(_ms(short), _ms(long)) for _ in range(rounds)]
     short_ms, long_ms = (statistics.median(each) for each in zip(*times, strict=True))
     print(f"{what:32} {count} items {short_ms:7.2f} ms  {LONG} items {long_ms:7.2f} ms  ratio {long_ms / short_ms:.2f}")
+    found(f"{what}: of {LONG} items, times that of {count}", long_ms / short_ms, at_most=at_most)
 
 
 def median_ms(rounds: int, run: Callable[[], object]) -> float:
     return statistics.median(_ms(run) for _ in range(rounds))
 
 
-def report(what: str, taken_ms: Sequence[float]) -> None:
+def report(what: str, taken_ms: Sequence[float], at_most: float | None = None) -> None:
     cuts = statistics.quantiles(taken_ms, n=100)
+    found(f"{what}: p50", cuts[49], "ms", at_most=at_most)
     print(f"{what:32} p50 {cuts[49]:6.2f} ms  p95 {cuts[94]:6.2f} ms  p99 {cuts[98]:6.2f} ms  of {len(taken_ms)}")
 
 
@@ -264,4 +280,4 @@ def _size(database: Database) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.gettempdir()))
+    main()

@@ -21,6 +21,7 @@ from statistics import median
 import httpx
 import openai
 
+from bench.figures import found, parse_arguments
 from tests.served.application import Application, serving
 
 WRITERS, READERS = 3, 4
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--kill-every", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with tempfile.TemporaryDirectory(prefix="rayconteur-soak-") as folder, serving(Path(folder)) as application:
         asyncio.run(soak(application, arguments.seconds, arguments.kill_every, arguments.seed))
 
@@ -82,6 +83,9 @@ async def soak(application: Application, seconds: float, kill_every_s: float, se
     print(f"| acknowledged | {dict(operations)}, the slowest after {max(each.slowest_s for each in writers):.1f} s |")
     print(f"| searches answered | {searches.answered}, p50 {1e3 * median(times):.0f} ms, slowest {times[-1]:.1f} s |")
     print(f"| searches failed, cleanly | {dict(searches.failed) or 0} |")
+    # `check` raises otherwise.
+    found("documents lost or doubled under kill -9", 0, at_most=0)
+    found("kills of an indexer or a retriever meanwhile", sum(killed.result().values()))
     print(
         f"| documents at the end | {sum(len(each.documents) for each in writers)}, each found once, as acknowledged |"
     )

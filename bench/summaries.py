@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import openai
 
+from bench.figures import found, parse_arguments
+from bench.servers import ROOT, served
 from serve_app.types import Json
 
-ROOT = Path(__file__).resolve().parent.parent
 ITEMS_AT_ONCE = 20
 WAIT_S = 120
 
@@ -23,17 +24,21 @@ WAIT_S = 120
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", help="a served application, e.g. http://127.0.0.1:8000; default: start one")
     parser.add_argument("--conversations", type=int, default=10)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     lines = (arguments.data / "tiage" / "dialogs.jsonl").read_text().splitlines()
     print("| written by | messages | summary | the dialogue begins |\n|---|---|---|---|")
-    with openai.OpenAI(base_url=f"{arguments.url}/v1", api_key="none", timeout=300) as client:
+    with (
+        served(arguments.url) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=300) as client,
+    ):
         for line in lines[: arguments.conversations]:
             texts = [turn["text"] for turn in json.loads(line)["turns"]]
-            summary = summarize(client, arguments.url, texts)
+            summary = summarize(client, url, texts)
             text = summary["text"].replace("\n", " ").replace("|", "\\|")
             print(f"| {summary['model']} | {summary['messages']} | {text} | {texts[0]} |", flush=True)
+    found("conversations that got a summary", min(arguments.conversations, len(lines)))
 
 
 def summarize(client: openai.OpenAI, url: str, texts: list[str]) -> Json:

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,39 +62,67 @@ def new_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable
     return lambda: _create_postgresql(server)
 
 
-def _create_postgresql(server: str) -> str:
+def _create_postgresql(server: str, template: str = "template0") -> str:
     name = new_id("test")[:40]
     with psycopg.connect(server.format(name="postgres"), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0'.encode())
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
     return server.format(name=name)
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite file with the newest schema and no rows, to be copied."""
-    path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    open_database(f"sqlite:///{path}").close()
-    return path
+def opened(url: str) -> closing[Database]:
+    """A database with the newest schema; made, if it is a SQLite file that is not there yet."""
+    if url.startswith("sqlite:///"):
+        _copy_sqlite_template(Path(url.removeprefix("sqlite:///")))
+    return closing(open_database(url))
+
+
+def _copy_sqlite_template(path: Path) -> str:
+    """To the path, unless a file is there. Returns its URL. Migrations would take 0.4 s."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_sqlite_template())
+    return f"sqlite:///{path}"
+
+
+@cache
+def _sqlite_template() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "template.db"
+        open_database(f"sqlite:///{path}").close()
+        return path.read_bytes()
 
 
 @pytest.fixture(scope="session")
-def postgresql_url(postgresql_server: str) -> str:
-    """The URL of a database with the newest schema, that tests use one after the other: a new one takes 0.1 s."""
+def postgresql_template(postgresql_server: str) -> str:
+    """The name of a database with the newest schema and no rows, to be copied."""
     url = _create_postgresql(postgresql_server)
     open_database(url).close()
-    return url
+    return url.removeprefix("postgresql://postgres@/").partition("?")[0]
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(postgresql_server: str, postgresql_template: str) -> str:
+    """The URL of a database with the newest schema, that tests use one after the other: a new one takes 0.1 s."""
+    return _create_postgresql(postgresql_server, postgresql_template)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a database with the newest schema and no rows. Tests leave its schema alone."""
     if request.param == "sqlite":
-        path = tmp_path / "rayconteur.db"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        return f"sqlite:///{path}"
+        return _copy_sqlite_template(tmp_path / "rayconteur.db")
     url: str = request.getfixturevalue("postgresql_url")
     _delete_rows(url)
     return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def other_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """As `database_url`, beside it: of either kind, whatever that is."""
+    if request.param == "sqlite":
+        return _copy_sqlite_template(tmp_path / "other.db")
+    server = request.getfixturevalue("postgresql_server")
+    return _create_postgresql(server, request.getfixturevalue("postgresql_template"))
 
 
 def _delete_rows(url: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +28,9 @@ from serve_app.events import (
 )
 from serve_app.generation.citations import build_citation
 from serve_app.search import Search
-from serve_app.storage.database import open_database
 from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, StoreTable, new_id
-from tests.fakes import FakeParts, LocalSessions, build_passage
+from tests.databases import opened
+from tests.fakes import FakeParts, Hold, LocalSessions, build_passage
 
 T = TypeVar("T", bound=Event)
 
@@ -42,7 +42,7 @@ SEARCH = Search(
 
 @pytest.fixture
 def fakes(tmp_path: Path) -> Iterator[FakeParts]:
-    with closing(open_database(f"sqlite:///{tmp_path / 'log.db'}")) as database:
+    with opened(f"sqlite:///{tmp_path / 'log.db'}") as database:
         yield FakeParts(ConversationLog(database, max_cached=10), [RHINE])
 
 
@@ -332,9 +332,8 @@ async def test_commit_survives_a_scope_that_goes_on_cancelling(fakes: FakeParts)
     assert (stored["status"], text_of(stored)) == ("incomplete", "Hello there.")
 
 
-async def test_commit_survives_a_request_that_is_cancelled_meanwhile(fakes: FakeParts) -> None:
-    turn = ask()
-    held = fakes.sessions.hold_close_turn()
+async def cancel_while(held: Hold, turn: Turn, fakes: FakeParts) -> None:
+    """The client leaves while the log is held there. Returns when the turn has been closed."""
     task = asyncio.create_task(run(turn, fakes))
     await held.reached.wait()
 
@@ -343,6 +342,11 @@ async def test_commit_survives_a_request_that_is_cancelled_meanwhile(fakes: Fake
         await task
     held.release.set()
     await asyncio.to_thread(fakes.sessions.closed.wait, 10)
+
+
+async def test_commit_survives_a_request_that_is_cancelled_meanwhile(fakes: FakeParts) -> None:
+    turn = ask()
+    await cancel_while(fakes.sessions.hold_close_turn(), turn, fakes)
 
     assert (await fakes.sessions.get_response(turn.opening.response["id"]))["status"] == "completed"
 
@@ -370,15 +374,7 @@ async def test_commits_are_not_part_of_the_request_for_ray(fakes: FakeParts) -> 
 
 async def test_client_that_leaves_while_its_question_is_committed_leaves_no_open_turn(fakes: FakeParts) -> None:
     turn = ask()
-    held = fakes.sessions.hold_open_turn()
-    task = asyncio.create_task(run(turn, fakes))
-    await held.reached.wait()
-
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    held.release.set()
-    await asyncio.to_thread(fakes.sessions.closed.wait, 10)
+    await cancel_while(fakes.sessions.hold_open_turn(), turn, fakes)
 
     stored = await fakes.sessions.get_response(turn.opening.response["id"])
     assert (stored["status"], stored["output"]) == ("incomplete", [])

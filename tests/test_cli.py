@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from serve_app.cli import app
 from serve_app.cli.cluster import free_ports
 from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
-from serve_app.storage.database import Database, open_database
+from serve_app.storage.database import Database
 from serve_app.storage.schema import files, store_versions, vector_store_files
+from tests.databases import opened
 from tests.fakes import FakeIndexer, FakeParts, build_passage
 from tests.served.application import wait_until
 from tests.server import serve as serving
@@ -86,7 +87,7 @@ def running_server(folder: Path) -> Iterator[Server]:
     async def check_parts() -> dict[str, str]:
         return {}
 
-    with closing(open_database(config.storage.resolved_database_url)) as database:
+    with opened(config.storage.resolved_database_url) as database:
         fakes = FakeParts(ConversationLog(database, max_cached=10), [PARIS, LYON])
         indexer = InstantIndexer(database)
         parts = replace(fakes.parts, indexer=indexer)
@@ -112,6 +113,14 @@ def docs(tmp_path: Path) -> Path:
     (folder / "logo.png").write_bytes(b"\x89PNG")
     (folder / ".hidden.md").write_text("Not for others.")
     return folder
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C reaches the commands started here, even if a shell started this suite in the background, without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # ingest
@@ -178,6 +187,7 @@ def test_ingest_keeps_the_old_version_if_the_new_one_fails(server: Server, docs:
     assert server.contents("france")["docs/paris.md"] == "completed"
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_ingest_goes_on_after_an_interruption(server: Server, docs: Path) -> None:
     server.indexer.is_paused = True
     command = [sys.executable, "-m", "serve_app.cli", "ingest", str(docs), "--store", "france", "--url", server.url]
@@ -447,6 +457,7 @@ def test_serve_checks_the_configuration_before_it_starts_anything(tmp_path: Path
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("_interruptible")
 def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     ports = free_ports(3)
     with started(write_tiny_app(tmp_path, "front"), ports) as process:
@@ -467,6 +478,7 @@ def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("_interruptible")
 def test_serve_shows_why_a_deployment_failed(tmp_path: Path) -> None:
     with started(write_tiny_app(tmp_path, "broken"), free_ports(3)) as process:
         _, errors = process.communicate(timeout=200)

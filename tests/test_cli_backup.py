@@ -1,7 +1,7 @@
 """`rayconteur backup`, `backups` and `restore`, against the real HTTP app and a worker that does the jobs."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from serve_app.backup.worker import BackupWorker
 from serve_app.cli import app
 from serve_app.config import AppConfig, BackupConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
-from serve_app.storage.database import open_database
+from tests.databases import opened
 from tests.fakes import FakeIndexer, FakeParts
 from tests.server import serve
 
@@ -46,7 +46,7 @@ def running_server(folder: Path, backups: Path) -> Iterator[Server]:
     async def check_parts() -> dict[str, str]:
         return {}
 
-    with closing(open_database(config.storage.resolved_database_url)) as database:
+    with opened(config.storage.resolved_database_url) as database:
         parts = FakeParts(ConversationLog(database, max_cached=10)).parts
         parts = replace(parts, indexer=BackingUp(BackupWorker(database, config)))
         with (

@@ -1,7 +1,6 @@
 """`rayconteur reembed`, against the real HTTP app and an indexer that moves stores of which it knows no passage."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from serve_app.config import AppConfig, EncoderConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.knowledge.catalog import Catalog
 from serve_app.knowledge.versions import set_table
-from serve_app.storage.database import Database, open_database
+from serve_app.storage.database import Database
 from serve_app.storage.schema import reembeddings
+from tests.databases import opened
 from tests.fakes import FakeIndexer, FakeParts
 from tests.server import serve
 
@@ -66,7 +66,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     async def check_parts() -> dict[str, str]:
         return {}
 
-    with closing(open_database(config.storage.resolved_database_url)) as database:
+    with opened(config.storage.resolved_database_url) as database:
         indexer = ScriptedIndexer(database)
         parts = replace(FakeParts(ConversationLog(database, max_cached=10)).parts, indexer=indexer)
         with serve(create_app(config, parts, database, check_parts)) as url:

@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +19,7 @@ from serve_app.cli.cluster import DEFAULT_ENVIRONMENT
 from serve_app.config import AppConfig, StorageConfig
 from serve_app.metrics import CATALOGUE
 from serve_app.parts import Parts
-from serve_app.storage.database import open_database
+from tests.databases import opened
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -80,7 +79,7 @@ def test_every_route_is_described(tmp_path: Path) -> None:
     async def check_parts() -> dict[str, str]:
         return {}
 
-    with closing(open_database(config.storage.resolved_database_url)) as database:
+    with opened(config.storage.resolved_database_url) as database:
         # Nothing is called: only the routes are looked at.
         document = create_app(config, cast(Parts, None), database, check_parts).openapi()
     routes = {

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +17,8 @@ from serve_app.generation.prompt import GUIDANCE, SUMMARY
 from serve_app.generation.summary import INSTRUCTIONS
 from serve_app.memory import EXTRACT, PRIORITY, choose_cut, fit, is_full, max_read_items, shown_text, token_limit
 from serve_app.search import Search
-from serve_app.storage.database import open_database
 from serve_app.types import Json, KeepSummary, OpenTurn, PastItem, Ranking, StoreTable, Summary, Window, new_id
+from tests.databases import opened
 from tests.fakes import FakeGenerator, FakeParts, RecordedMetrics, build_passage
 
 RHINE = build_passage(1, "The Rhine flows through Basel.")
@@ -111,7 +110,7 @@ def config(*, context: int | None = None, **sessions: Any) -> AppConfig:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[ConversationLog]:
-    with closing(open_database(f"sqlite:///{tmp_path / 'log.db'}")) as database:
+    with opened(f"sqlite:///{tmp_path / 'log.db'}") as database:
         yield ConversationLog(database, max_cached=10)
 
 

@@ -1,7 +1,6 @@
 """`search`: which queries a question makes, and whose passages are shown."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Overloaded
 from serve_app.search import Search, build_queries, find_passages
-from serve_app.storage.database import open_database
 from serve_app.types import Passage, Ranking, SearchQuery, StoreTable
+from tests.databases import opened
 from tests.fakes import FakeParts, build_passage
 
 SEARCH = Search({"vs_1": StoreTable("all-minilm-l6-v2")}, max_passages=4, filter=None, ranking=Ranking())
@@ -21,7 +20,7 @@ WIDENED = "How many people lived in Warsaw in 1901? And in 1999?"
 
 @pytest.fixture
 def fakes(tmp_path: Path) -> Iterator[FakeParts]:
-    with closing(open_database(f"sqlite:///{tmp_path / 'log.db'}")) as database:
+    with opened(f"sqlite:///{tmp_path / 'log.db'}") as database:
         yield FakeParts(ConversationLog(database, max_cached=10))
 
 

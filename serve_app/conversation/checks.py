@@ -1,9 +1,12 @@
-"""What can be stored: the same on SQLite, which takes nearly anything, as on PostgreSQL, which does not."""
+"""What can be stored: the same on SQLite, which takes nearly anything, as on PostgreSQL, which does not.
+
+And what is said of that which cannot be found.
+"""
 
 import math
 from collections.abc import Sequence
 
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, NotFound
 from serve_app.types import Json
 
 MAX_ID_LENGTH = 80
@@ -13,6 +16,10 @@ MAX_KEY_LENGTH = 255
 def is_id(value: object) -> bool:
     """Whether it could be an id in the database. What could not is simply not found."""
     return isinstance(value, str) and 0 < len(value) <= MAX_ID_LENGTH and value.isascii() and value.isprintable()
+
+
+def not_found(kind: str, missing_id: str, param: str | None = None) -> NotFound:
+    return NotFound(f"{kind} with id {missing_id!r} not found.", param=param)
 
 
 def check_key(key: str) -> None:

@@ -11,15 +11,21 @@ comes from the fence alone.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cachetools import TTLCache
 from sqlalchemy import Connection, bindparam, insert, select, update
 
+from serve_app.conversation.checks import is_id
 from serve_app.conversation.items import Point, insert_items
+from serve_app.errors import NotFound
+from serve_app.storage.database import Database
 from serve_app.storage.schema import logs
 from serve_app.types import Json, now_s
+
+T = TypeVar("T")
 
 IDLE_S = 3600
 """A log that this process has not written to for so long leaves its memory."""
@@ -127,7 +133,8 @@ def _move_head(connection: Connection, log_id: str, fence: Fence, count: int) ->
 class Fences:
     """The fences of the logs that this process used last. One that is lost, or out of date, costs one more UPDATE."""
 
-    def __init__(self, max_cached: int) -> None:
+    def __init__(self, database: Database, max_cached: int) -> None:
+        self._database = database
         self._by_log: TTLCache[str, Fence] = TTLCache(max_cached, IDLE_S)
         self._lock = threading.Lock()
         self.rejected = 0
@@ -140,6 +147,33 @@ class Fences:
         with self._lock:
             self._by_log[log.id] = log.fence
 
-    def count_rejected(self) -> None:
-        with self._lock:
-            self.rejected += 1
+    def own(self, log_id: str, write: Callable[[OwnedLog], T], missing: NotFound) -> T:
+        """Run `write` in one transaction that owns the log, and once more, from its start, if it was fenced.
+
+        The second time the log is taken over in that same transaction, so nobody can fence it again: they wait.
+        Raises `missing` if there is no such log.
+        """
+        if not is_id(log_id):
+            raise missing
+        try:
+            return self._write(log_id, write, missing, self.get)
+        except Fenced:
+            with self._lock:
+                self.rejected += 1
+            return self._write(log_id, write, missing, _no_fence)
+
+    def _write(
+        self, log_id: str, write: Callable[[OwnedLog], T], missing: NotFound, known: Callable[[str], Fence | None]
+    ) -> T:
+        with self._database.write() as connection:
+            fence = known(log_id) or take_over(connection, log_id)
+            if fence is None:
+                raise missing
+            log = OwnedLog(connection, log_id, fence)
+            result = write(log)
+        self.keep(log)
+        return result
+
+
+def _no_fence(_log_id: str) -> None:
+    return None

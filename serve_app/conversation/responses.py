@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, exists, func, insert, select, update
 
-from serve_app.conversation.checks import is_id
+from serve_app.conversation.checks import is_id, not_found
 from serve_app.conversation.jobs import insert_job
 from serve_app.conversation.runners import RUNNER_TIMEOUT_S
 from serve_app.storage.clock import database_time
@@ -36,6 +36,14 @@ def find_response(connection: Connection, response_id: str) -> ResponseRow | Non
     if not is_id(response_id):
         return None
     return connection.execute(_FIND, {"response": response_id}).one_or_none()
+
+
+def require_response(connection: Connection, response_id: str) -> ResponseRow:
+    """Raises `NotFound`."""
+    row = find_response(connection, response_id)
+    if row is None:
+        raise not_found("Response", response_id)
+    return row
 
 
 def find_asked(connection: Connection, turn: OpenTurn) -> ResponseRow | None:
@@ -82,6 +90,16 @@ def as_it_stands(row: ResponseRow) -> RecordedResponse:
     return RecordedResponse(body, row.recording, row.status != IN_PROGRESS, row.job_fence is not None)
 
 
+def as_it_ended(connection: Connection, row: ResponseRow) -> RecordedResponse:
+    """A response that nobody works on any more, stored as interrupted if it is still in progress."""
+    if row.status == IN_PROGRESS:
+        body = _interrupted(row.body)
+        if finish_response(connection, body):
+            return RecordedResponse(body, None, has_ended=True, has_job=False)
+        row = require_response(connection, row.id)  # it has ended since the row was read
+    return as_it_stands(row)
+
+
 def finish_response(
     connection: Connection, response: Json, last_seq: int | None = None, recording: Json | None = None
 ) -> bool:
@@ -95,7 +113,7 @@ def finish_response(
     return finished.rowcount == 1
 
 
-def interrupted(response: Json) -> Json:
+def _interrupted(response: Json) -> Json:
     """The response as it ends if nobody finishes it."""
     return {**response, "status": "incomplete", "incomplete_details": INTERRUPTED}
 

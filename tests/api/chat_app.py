@@ -1,7 +1,7 @@
 """The app behind a real server with the fakes, for the routes that talk to the model."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from openai import OpenAI
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig, GeneratorConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
-from serve_app.storage.database import open_database
 from serve_app.types import Passage
+from tests.databases import opened
 from tests.fakes import FakeParts
 from tests.server import serve
 
@@ -49,14 +49,14 @@ def running_chat(
     async def check_parts() -> dict[str, str]:
         return {}
 
-    with closing(open_database(config.storage.resolved_database_url)) as database:
+    with opened(config.storage.resolved_database_url) as database:
         log = ConversationLog(database, max_cached=10)
         fakes = FakeParts(log, passages)
         app = create_app(config, fakes.parts, database, check_parts)
         with (
             serve(app) as url,
             OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as openai,
-            httpx.Client(base_url=url) as http,
+            httpx.Client(base_url=url, timeout=60) as http,
         ):
             store_id = openai.vector_stores.create(name="rivers").id
             yield ChatApp(url, fakes, openai, http, store_id, app, log, passages)

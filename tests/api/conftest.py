@@ -15,8 +15,9 @@ from serve_app.api.context import Context
 from serve_app.config import ApiConfig, AppConfig, EncoderConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.parts import Parts
-from serve_app.storage.database import Database, open_database
+from serve_app.storage.database import Database
 from tests.api.parts import HashEmbedder, RecordingIndexer, ScriptedRetriever, knowledge_parts
+from tests.databases import opened
 from tests.fakes import LocalSessions
 from tests.server import serve
 
@@ -36,7 +37,7 @@ class Api:
 
     def __post_init__(self) -> None:
         self.openai = OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0)
-        self.http = httpx.Client(base_url=self.url)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def upload(self, name: str = "notes.txt", content: bytes = b"Paris is in France.") -> str:
         return self.openai.files.create(file=(name, content), purpose="assistants").id
@@ -81,7 +82,7 @@ def running_api(folder: Path) -> Iterator[Api]:
 
 
 def open_test_database(folder: Path) -> closing[Database]:
-    return closing(open_database(StorageConfig(folder=folder).resolved_database_url))
+    return opened(StorageConfig(folder=folder).resolved_database_url)
 
 
 def build_app(

@@ -1,9 +1,12 @@
 """A gateway as a program that a test can kill: the app over a database, with fakes that write a word every 20 ms.
 
-python -m tests.api.gateway_process FOLDER PORT
+python -m tests.api.gateway_process FOLDER LISTENER
+
+LISTENER is the file descriptor of a socket that listens already, so that no other can take its port.
 """
 
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -34,13 +37,14 @@ async def check_parts() -> dict[str, str]:
 
 
 def main() -> None:
-    folder, port = Path(sys.argv[1]), int(sys.argv[2])
+    folder, listener = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
     config = AppConfig(storage=StorageConfig(folder=folder))
     with closing(open_database(config.storage.resolved_database_url)) as database:
         log = ConversationLog(database, max_cached=100)
         fakes = FakeParts(log, [build_passage(1, "The Rhine flows through Basel.")], generator=SlowGenerator())
         fakes.generator.deltas = WORDS
-        uvicorn.run(create_app(config, fakes.parts, database, check_parts), port=port, log_level="warning")
+        app = create_app(config, fakes.parts, database, check_parts)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -30,12 +30,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
         def start() -> tuple[subprocess.Popen[bytes], httpx.Client]:
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 port = listener.getsockname()[1]
-            command = [sys.executable, "-m", "tests.api.gateway_process", str(tmp_path), str(port)]
-            process = subprocess.Popen(command)
+                command = [sys.executable, "-m", "tests.api.gateway_process", str(tmp_path), str(listener.fileno())]
+                process = subprocess.Popen(command, pass_fds=[listener.fileno()])
             stack.callback(process.wait)
             stack.callback(process.kill)
-            transport = httpx.HTTPTransport(retries=10)  # until it listens: 10 tries take a minute and more
-            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=transport, timeout=60)
+            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
             return process, stack.enter_context(client)
 
         yield start
@@ -59,47 +58,40 @@ def forget_the_dead(folder: Path) -> None:
         connection.execute(update(response_jobs).values(lease_until=0.0))
 
 
-def test_background_response_goes_on_in_another_gateway(start: Start, tmp_path: Path) -> None:
+def ask_and_go_on_elsewhere(start: Start, folder: Path, body: Json) -> tuple[list[Json], httpx.Client]:
+    """The events of an answer whose gateway is killed after five words and that another one goes on with."""
     process, http = start()
     events: list[Json] = []
-    with http.stream("POST", "/v1/responses", json={"input": "Hi", "background": True, "stream": True}) as answer:
+    with http.stream("POST", "/v1/responses", json={"input": "Hi", "stream": True, **body}) as answer:
         read(answer, events, until=5)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    forget_the_dead(tmp_path)
+    forget_the_dead(folder)
 
     _, http = start()
-    response_id = events[0]["response"]["id"]
     place = {"stream": "true", "starting_after": events[-1]["sequence_number"]}
-    with http.stream("GET", f"/v1/responses/{response_id}", params=place) as answer:
+    with http.stream("GET", f"/v1/responses/{events[0]['response']['id']}", params=place) as answer:
         read(answer, events)
+    return events, http
+
+
+def test_background_response_goes_on_in_another_gateway(start: Start, tmp_path: Path) -> None:
+    events, http = ask_and_go_on_elsewhere(start, tmp_path, {"background": True})
 
     assert [each["sequence_number"] for each in events] == list(range(len(events)))
     assert events[-1]["type"] == "response.completed"
     assert "".join(each.get("delta", "") for each in events) == TEXT
-    with http.stream("GET", f"/v1/responses/{response_id}", params={"stream": "true"}) as answer:
+    with http.stream("GET", f"/v1/responses/{events[0]['response']['id']}", params={"stream": "true"}) as answer:
         again: list[Json] = []
         read(answer, again)
     assert again == events
 
 
 def test_response_with_a_client_ends_as_interrupted(start: Start, tmp_path: Path) -> None:
-    process, http = start()
-    events: list[Json] = []
-    with http.stream("POST", "/v1/responses", json={"input": "Hi", "stream": True}) as answer:
-        read(answer, events, until=5)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    forget_the_dead(tmp_path)
-
-    _, http = start()
-    response_id = events[0]["response"]["id"]
-    place = {"stream": "true", "starting_after": events[-1]["sequence_number"]}
-    with http.stream("GET", f"/v1/responses/{response_id}", params=place) as answer:
-        read(answer, events)
-    follow_up = http.post("/v1/responses", json={"input": "And?", "previous_response_id": response_id})
+    events, http = ask_and_go_on_elsewhere(start, tmp_path, {})
+    follow_up = {"input": "And?", "previous_response_id": events[0]["response"]["id"]}
 
     assert [each["sequence_number"] for each in events] == list(range(len(events)))
     assert events[-1]["type"] == "response.incomplete"
     assert events[-1]["response"]["incomplete_details"] == {"reason": "interrupted"}
-    assert follow_up.json()["status"] == "completed"
+    assert http.post("/v1/responses", json=follow_up).json()["status"] == "completed"

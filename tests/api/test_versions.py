@@ -1,6 +1,5 @@
 """Documents and versions over HTTP: what is found, when, and how to get back to it."""
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -134,7 +133,6 @@ def test_as_of_answers_with_the_same_passages_and_scores_as_then(documents: Docu
     version = documents.versions()[0]
     moment = datetime.now(UTC)
     then = documents.answers("ferret sleeps")
-    time.sleep(0.01)
 
     documents.put("0.txt", "A ferret that has nothing to do with it, and no cat.")
     documents.put("6.txt", "Ferret, ferret, ferret.")
@@ -149,7 +147,6 @@ def test_as_of_answers_with_the_same_passages_and_scores_as_then(documents: Docu
 
 def test_as_of_before_the_first_document_finds_nothing(documents: Documents) -> None:
     moment = datetime.now(UTC)
-    time.sleep(0.01)
     documents.put("a.txt", "One ferret.")
     # A store's own time is in whole seconds.
     assert documents.search(as_of=moment.isoformat()) == []
@@ -171,7 +168,6 @@ def test_only_as_many_versions_are_kept_as_the_store_says(client: openai.OpenAI,
     documents.put("0.txt", "Ferret 0.")
     documents.post("versions/1", {"pinned": True})
     early = datetime.now(UTC)
-    time.sleep(0.01)
     for number in range(1, 5):
         documents.put(f"{number}.txt", f"Ferret {number}.")
 

@@ -207,9 +207,9 @@ def test_nothing_is_pruned_while_a_snapshot_cannot_be_read(system: System, tmp_p
 
 
 def test_lists_are_paged(system: System) -> None:
-    made = [system.back_up()["id"] for _ in range(3)]
-    waiting = system.jobs.create_backup(None)["id"]
-    order = sorted([*made, waiting], reverse=True)
+    made = [*(system.back_up() for _ in range(3)), system.jobs.create_backup(None)]
+    newest_first = sorted(made, key=lambda backup: (backup["created_at"], backup["id"]), reverse=True)
+    order = [backup["id"] for backup in newest_first]
 
     assert ids(system) == order
     assert ids(system, PageQuery(order="asc")) == order[::-1]

@@ -2,8 +2,8 @@
 
 import gzip
 import shutil
-from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 
@@ -15,7 +15,6 @@ from sqlalchemy import MetaData, create_engine, insert, select, update
 from serve_app.backup.repository import Repository, describe, write_items
 from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage import migrations
-from serve_app.storage.database import open_database
 from serve_app.storage.schema import (
     file_batches,
     files,
@@ -28,6 +27,7 @@ from serve_app.storage.schema import (
 )
 from serve_app.types import ForkConversation, Json, KeepSummary, PageQuery, Summary
 from tests.backup.system import System
+from tests.databases import opened
 
 CHANGES = ("last_active_at",)
 """What a restore sets anew."""
@@ -413,7 +413,7 @@ KINDS += ["sql/items.jsonl.gz", "sql/vector_stores.jsonl.gz"]
 def backed_up(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder of backups with one in it, to be copied, and its id."""
     folder = tmp_path_factory.mktemp("damage")
-    with closing(open_database(f"sqlite:///{folder}/here/rayconteur.db")) as database:
+    with opened(f"sqlite:///{folder}/here/rayconteur.db") as database:
         system = System(folder / "here", database, str(folder / "backups"))
         fill(system)
         return folder / "backups", str(system.back_up()["id"])
@@ -448,15 +448,17 @@ def test_a_damaged_backup_is_refused_before_anything_changes(
 
 
 def test_a_damaged_backup_is_listed_as_one(system: System, tmp_path: Path) -> None:
-    backup = system.back_up()
-    place = tmp_path / "backups" / "snapshots" / f"{backup['id']}.json"
-    place.write_bytes(place.read_bytes().replace(b'"format": 2', b'"format": 3'))
+    snapshots = tmp_path / "backups" / "snapshots"
+    sound = snapshots / f"{system.back_up()['id']}.json"
+    damaged = "backup_20260102030405_0123456789abcdef"
+    (snapshots / f"{damaged}.json").write_bytes(sound.read_bytes().replace(b'"format": 2', b'"format": 3'))
+    sound.unlink()
 
     (listed,) = system.jobs.list_backups(PageQuery()).data
 
-    assert (listed["id"], listed["status"], listed["error"]["code"]) == (backup["id"], "failed", "backup_damaged")
-    assert listed["created_at"] == backup["created_at"]
-    system.jobs.delete_backup(backup["id"])
+    assert (listed["id"], listed["status"], listed["error"]["code"]) == (damaged, "failed", "backup_damaged")
+    assert datetime.fromtimestamp(listed["created_at"], UTC).isoformat() == "2026-01-02T03:04:05+00:00"
+    system.jobs.delete_backup(damaged)
     assert system.jobs.list_backups(PageQuery()).data == ()
 
 

@@ -2,16 +2,15 @@
 
 import secrets
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.storage.database import open_database
 from tests.backup.system import System
 from tests.backup.test_restore import CHANGES, fill
+from tests.databases import opened
 
 moto_server = pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
@@ -53,13 +52,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 @pytest.fixture
 def here(tmp_path: Path, bucket: Bucket) -> Iterator[System]:
-    with closing(open_database(f"sqlite:///{tmp_path}/here/rayconteur.db")) as database:
+    with opened(f"sqlite:///{tmp_path}/here/rayconteur.db") as database:
         yield System(tmp_path / "here", database, bucket.url)
 
 
 @pytest.fixture
 def there(tmp_path: Path, bucket: Bucket) -> Iterator[System]:
-    with closing(open_database(f"sqlite:///{tmp_path}/there/rayconteur.db")) as database:
+    with opened(f"sqlite:///{tmp_path}/there/rayconteur.db") as database:
         yield System(tmp_path / "there", database, bucket.url)
 
 

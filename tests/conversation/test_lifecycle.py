@@ -4,8 +4,9 @@ import pytest
 from cachetools import TTLCache
 from sqlalchemy import update
 
+from serve_app.conversation.conversations import EXPIRED_AT_ONCE
 from serve_app.conversation.fence import Fence, Fences, OwnedLog
-from serve_app.conversation.log import EXPIRED_AT_ONCE, ConversationLog
+from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import logs
@@ -149,7 +150,7 @@ def test_of_many_that_expired_each_call_deletes_some(log: ConversationLog, datab
 
 
 def test_an_idle_conversation_leaves_memory(database: Database) -> None:
-    fences, now = Fences(max_cached=10), 0.0
+    fences, now = Fences(database, max_cached=10), 0.0
     fences._by_log = TTLCache(10, fences._by_log.ttl, timer=lambda: now)
     with database.read() as connection:
         fences.keep(OwnedLog(connection, "conv_1", Fence(epoch=1, head=0, is_conversation=True)))

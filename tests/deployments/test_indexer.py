@@ -3,7 +3,6 @@
 import asyncio
 import io
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 from deployments.indexer import Indexer
@@ -11,14 +10,14 @@ from serve_app.backup.jobs import BackupJobs
 from serve_app.config import AppConfig, IngestionConfig, StorageConfig
 from serve_app.knowledge.catalog import Catalog, NewFile
 from serve_app.knowledge.parse import detect_media_type
-from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
+from tests.databases import opened
 from tests.served.application import wait_until
 
 
 async def test_it_ingests_and_backs_up_side_by_side(tmp_path: Path) -> None:
     config = AppConfig(storage=StorageConfig(folder=tmp_path), ingestion=IngestionConfig(poll_interval_s=600))
-    with closing(open_database(config.storage.resolved_database_url)) as database:
+    with opened(config.storage.resolved_database_url) as database:
         files, catalog = FileStore(database, config.storage.files_folder), Catalog(database, config.encoder.model_id)
         jobs = BackupJobs(database, config)
         indexer = Indexer(config)

@@ -1,7 +1,6 @@
 """`chat.reply` where the model's replica dies: the text is that of an unbroken run, or the answer says why not."""
 
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from serve_app.errors import Unavailable
 from serve_app.events import Citation, Event, TextDelta
 from serve_app.generation import continuation
 from serve_app.generation.answer import Answer
-from serve_app.storage.database import open_database
+from tests.databases import opened
 from tests.fakes import USAGE, FakeParts
 from tests.test_chat import RHINE, SEARCH, ask, config, finish, only, run, text_of
 
@@ -25,7 +24,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fakes(tmp_path: Path) -> Iterator[FakeParts]:
-    with closing(open_database(f"sqlite:///{tmp_path / 'log.db'}")) as database:
+    with opened(f"sqlite:///{tmp_path / 'log.db'}") as database:
         yield FakeParts(ConversationLog(database, max_cached=10), [RHINE])
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from serve_app.config import EncoderConfig
 from serve_app.knowledge.encode import TextEncoder, load_encoder
-from serve_app.storage.database import Database, open_database
+from serve_app.storage.database import Database
+from tests.databases import opened
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,5 @@ def encoder() -> TextEncoder:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = open_database(f"sqlite:///{tmp_path / 'rayconteur.db'}")
-    yield database
-    database.close()
+    with opened(f"sqlite:///{tmp_path / 'rayconteur.db'}") as database:
+        yield database

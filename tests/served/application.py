@@ -19,6 +19,7 @@ from serve_app.config import AppConfig
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 420
+RESTART_TIMEOUT_S = 360
 PORT, DASHBOARD_PORT, RAY_PORT = 8017, 8277, 6397
 
 
@@ -41,6 +42,22 @@ class Application:
         )
         replicas = answer.json()["applications"]["rayconteur"]["deployments"][deployment]["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+    def kill(self, *deployments: str) -> None:
+        """With -9 the only replica of each, all at once. Returns when others run in their places."""
+        victims = {deployment: self.replica_pid(deployment) for deployment in deployments}
+        for pid in victims.values():
+            os.kill(pid, signal.SIGKILL)
+        for deployment, pid in victims.items():
+            self.wait_until_replaced(deployment, pid)
+        self.wait_until_ready()
+
+    def wait_until_replaced(self, deployment: str, pid: int) -> None:
+        wait_until(
+            lambda: bool(pids := self.replica_pids(deployment)) and pid not in pids,
+            RESTART_TIMEOUT_S,
+            f"a new {deployment}",
+        )
 
     def processes(self) -> list[psutil.Process]:
         """All that `rayconteur serve` has started, and itself."""
@@ -72,13 +89,13 @@ def serving(folder: Path, **args: object) -> Iterator[Application]:
     A further generator has the numbers of the first one.
     """
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    application = config["applications"][0]
-    application["args"] |= args
-    application["args"]["storage"]["folder"] = str(folder / "data")
-    (generator,) = (each for each in application["deployments"] if each["name"] == "Generator")
-    for name in list(AppConfig.model_validate(application["args"]).generator_deployments.values())[1:]:
+    wanted = config["applications"][0]
+    wanted["args"] |= args
+    wanted["args"]["storage"]["folder"] = str(folder / "data")
+    (generator,) = (each for each in wanted["deployments"] if each["name"] == "Generator")
+    for name in list(AppConfig.model_validate(wanted["args"]).generator_deployments.values())[1:]:
         share = {**generator["ray_actor_options"], "num_cpus": 0}
-        application["deployments"].append({**generator, "name": name, "ray_actor_options": share})
+        wanted["deployments"].append({**generator, "name": name, "ray_actor_options": share})
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
     ports = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD_PORT), "--ray-port", str(RAY_PORT)]

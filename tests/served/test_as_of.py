@@ -1,17 +1,17 @@
-"""What a version of a store answered it answers still, after optimisation and after its processes have died."""
+"""What a version of a store answered it answers still, after optimisation and after its processes have died.
 
-import os
-import signal
+And what was counted stays counted.
+"""
+
+from typing import Any
 
 import httpx
 import openai
 
-from tests.served.application import Application, wait_until
-
-RESTART_S = 240
+from tests.served.application import Application
 
 
-def test_as_of_survives_optimisation_and_the_death_of_every_part_that_searches(
+def test_as_of_and_statistics_survive_the_death_of_every_part_that_searches(
     application: Application, client: openai.OpenAI
 ) -> None:
     store_id = client.vector_stores.create(name="timetable").id
@@ -25,6 +25,10 @@ def test_as_of_survives_optimisation_and_the_death_of_every_part_that_searches(
         found = client.vector_stores.search(store_id, query="When does the ferry sail?", extra_body={"as_of": as_of})
         return [(each.content[0].text, each.score) for each in found.data]
 
+    def statistics() -> dict[str, Any]:
+        shown = client.get(f"{path}/statistics", cast_to=httpx.Response).json()
+        return {name: shown[name] for name in ("documents", "passages", "searches", "query_cache")}
+
     versions = client.get(f"{path}/versions", cast_to=httpx.Response).json()["data"]
     then = {each["version"]: answers(each["version"]) for each in versions}
     assert [then[number][0][0].split()[-1] for number in (1, 2, 3)] == ["nine.", "ten.", "eleven."]
@@ -32,13 +36,11 @@ def test_as_of_survives_optimisation_and_the_death_of_every_part_that_searches(
     client.post(f"{path}/optimize", cast_to=httpx.Response)
     assert {number: answers(number) for number in then} == then
 
-    for deployment in ("Indexer", "Retriever", "Gateway"):
-        victim = application.replica_pid(deployment)
-        os.kill(victim, signal.SIGKILL)
-        wait_until(
-            lambda: bool(pids := application.replica_pids(deployment)) and victim not in pids,  # noqa: B023 - at once
-            RESTART_S,
-            f"a new {deployment}",
-        )
-    application.wait_until_ready()
+    before = statistics()
+    assert (before["documents"], before["passages"], before["searches"]["count"]) == (3, 3, 6)
+    assert before["query_cache"] == {"hits": 5, "misses": 1}
+
+    application.kill("Indexer", "Retriever", "Gateway")
+
+    assert statistics() == before
     assert {number: answers(number) for number in then} == then

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from tests.adapter import write_adapter
-from tests.served.application import ROOT, Application, wait_until
+from tests.served.application import ROOT, Application
 from tests.served.conftest import BOTH, MODEL, TRANSFORMERS
 from tests.served.direct_engine import ADAPTED
 
@@ -177,10 +176,7 @@ def test_memory_when_idle(application: Application) -> None:
     """
     application.wait_until_ready()
     # One that has not answered anything yet: other tests have used this one.
-    used = application.replica_pid("Gateway")
-    os.kill(used, signal.SIGKILL)
-    wait_until(lambda: bool(pids := application.replica_pids("Gateway")) and used not in pids, 120, "a new gateway")
-    application.wait_until_ready()
+    application.kill("Gateway")
     memory = {process.pid: process.memory_full_info() for process in application.processes()}
     further = memory.pop(application.replica_pid(f"Generator:{TRANSFORMERS.replace('/', '-')}"))
     print(f"{further.rss / 1e6:8.0f} MB RSS {further.pss / 1e6:8.0f} MB PSS  the model in transformers")

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from tests.served.application import Application, wait_until
+from tests.served.application import Application
 from tests.served.conftest import MODEL
 
 HANG_S = 120
@@ -61,16 +61,12 @@ def kill_during_an_answer(application: Application, client: openai.OpenAI, deplo
         except httpx.TransportError:
             seen.append("closed")
     assert "killed" in seen
-    wait_until(
-        lambda: victim not in application.replica_pids(deployment) and bool(application.replica_pids(deployment)),
-        HANG_S * 3,
-        f"a new {deployment}",
-    )
+    application.wait_until_replaced(deployment, victim)
     application.wait_until_ready()
     return conversation.id, seen
 
 
-@pytest.mark.parametrize("deployment", ["Sessions", "Gateway", "Generator"])
+@pytest.mark.parametrize("deployment", ["Sessions", "Gateway"])
 def test_kill_during_a_streamed_answer(application: Application, client: openai.OpenAI, deployment: str) -> None:
     conversation_id, seen = kill_during_an_answer(application, client, deployment)
 
@@ -84,7 +80,10 @@ def test_kill_during_a_streamed_answer(application: Application, client: openai.
     if seen[-1] in ("response.completed", "response.incomplete"):
         assert [role for role, _ in kept] == ["user", "assistant"]
 
-    # And the conversation goes on.
+    check_it_goes_on(client, conversation_id, kept)
+
+
+def check_it_goes_on(client: openai.OpenAI, conversation_id: str, kept: list[tuple[str, str]]) -> None:
     response = client.responses.create(
         model=MODEL, input="Thank you.", conversation=conversation_id, max_output_tokens=8, temperature=0
     )
@@ -104,12 +103,20 @@ PROMPTS = [
 def greedy_answers(
     client: openai.OpenAI, began: threading.Barrier | None = None
 ) -> list[openai.types.responses.Response]:
-    """The streamed answers to all prompts, asked at once; each that has written a few words waits for the others."""
+    """The streamed answers to all prompts, each in a conversation, asked at once.
+
+    Those that have written a few words wait for the others.
+    """
 
     def ask(prompt: str) -> openai.types.responses.Response:
         deltas = []
         with client.responses.create(
-            model=MODEL, input=prompt, max_output_tokens=96, temperature=0, stream=True
+            model=MODEL,
+            input=prompt,
+            conversation=client.conversations.create().id,
+            max_output_tokens=96,
+            temperature=0,
+            stream=True,
         ) as stream:
             for event in stream:
                 if event.type == "response.output_text.delta":
@@ -145,6 +152,11 @@ def test_answers_go_on_where_their_generator_was_killed(application: Application
         assert one.usage is not None
         assert other.usage is not None
         assert abs(one.usage.total_tokens - other.usage.total_tokens) <= 3
+    for prompt, answer in zip(PROMPTS, broken, strict=True):
+        assert answer.conversation is not None
+        conversation_id, kept = answer.conversation.id, [("user", prompt), ("assistant", answer.output_text)]
+        assert items_of(client, conversation_id) == kept
+    check_it_goes_on(client, conversation_id, kept)
 
 
 def test_a_background_response_outlives_its_gateway(application: Application, client: openai.OpenAI) -> None:

@@ -1,7 +1,5 @@
 """Two encoders in the served application: a store moves from one to the other while it is searched and changed."""
 
-import os
-import signal
 import threading
 
 import httpx
@@ -55,7 +53,7 @@ def test_store_moves_under_load_with_a_kill_and_goes_back(application: Applicati
     load.start()
     try:
         client.post(f"{path}/reembed", body={"model": OTHER_ENCODER}, cast_to=httpx.Response)
-        kill(application, "Indexer")
+        application.kill("Indexer")
         added = client.vector_stores.files.upload_and_poll(
             vector_store_id=store_id, file=("added.txt", b"The ferry to Molene sails at nine.")
         )
@@ -81,11 +79,3 @@ def test_both_encoders_embed(client: openai.OpenAI) -> None:
     ]
 
     assert vectors[0] != vectors[1]
-
-
-def kill(application: Application, deployment: str) -> None:
-    victim = application.replica_pid(deployment)
-    os.kill(victim, signal.SIGKILL)
-    wait_until(
-        lambda: bool(pids := application.replica_pids(deployment)) and victim not in pids, MOVE_S, f"a new {deployment}"
-    )

@@ -1,0 +1,186 @@
+"""What a server is still worth when more is asked of it than it can do: 1, 2, 4 and 8 times its capacity, open loop.
+
+An answer is good if its first token came within 2 s and five times the unloaded time to the first token, together;
+goodput is good answers per second. (The issue: "first token within 2 s of the unloaded time times five".) The first
+server of a run, Rayconteur, sets the load and this limit, by its own capacity (a closed loop of 32 streams) and
+unloaded time: the others get the same requests at the same times, and are held to the same limit. They are vLLM's own
+server and Ray's app, with the same model and engine arguments, each started fresh.
+
+Requests arrive at random times (Poisson, from a fixed seed) whatever has become of those before. Those of the first
+seconds of a phase only fill the server and are not counted. When a phase is over, those that can still become good are
+waited for; what runs after that is cut, and counts as not answered. Prints Markdown.
+"""
+
+import argparse
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import aiohttp
+import psutil
+
+from bench.figures import add_point, found, parse_arguments
+from bench.openloop import (
+    Arrival,
+    Chats,
+    Summary,
+    in_ms,
+    measure_capacity,
+    measure_unloaded,
+    open_session,
+    poisson,
+    reasons,
+    run_open_loop,
+    summarize,
+)
+from bench.processes import rss_mb
+from bench.servers import OURS, ROOT, Server, read_config, servers, started
+
+BEFORE_NEXT_S = 3
+HEADER = (
+    "| server | load | offered/s | answered | refused | failed | cut | goodput/s | of its peak | refusal p50 / p95 ms"
+    f" | first token p50 / p95 ms | RSS before / after, MB | client, % of a core |\n|{'---|' * 13}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """The load and the limit, the same for all servers of a run."""
+
+    capacity_per_s: float
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    load: float
+    """As a multiple of the capacity."""
+    summary: Summary
+    rss_mb: tuple[float, float]
+    """Before and after."""
+    client_share: float
+    """What this client took of a core."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "serve_config.yaml")
+    parser.add_argument("--only", help="run only servers whose name holds this")
+    parser.add_argument("--loads", type=float, nargs="+", default=[1, 2, 4, 8], help="multiples of the capacity")
+    parser.add_argument("--seconds", type=float, default=30, help="of each load, that are counted")
+    parser.add_argument("--warm", type=float, default=8, help="seconds before them")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parse_arguments(parser)
+    generator, engine_environment = read_config(arguments.config)
+    yardstick: Yardstick | None = None
+    phases: dict[str, list[Phase]] = {}
+    try:
+        for server in reversed(servers(arguments.config, generator, engine_environment)):
+            if arguments.only and arguments.only.lower() not in server.name.lower():
+                continue
+            with started(server) as process:
+                yardstick, measured = asyncio.run(measure(server, process, generator.model_id, yardstick, arguments))
+            phases[server.name] = measured
+    finally:
+        # Whoever of the others fails does not take with it what was measured before.
+        show(phases)
+
+
+async def measure(
+    server: Server, process: psutil.Process, model: str, yardstick: Yardstick | None, arguments: argparse.Namespace
+) -> tuple[Yardstick, list[Phase]]:
+    async with open_session() as session:
+        chats = Chats(session, server.url, model, "Before")
+        unloaded_s = median(await measure_unloaded(chats.ask))
+        print(f"{server.name}: unloaded, the first token comes after {1e3 * unloaded_s:.0f} ms")
+        found(f"{server.name}: first token of an unloaded server", 1e3 * unloaded_s, "ms")
+        if yardstick is None:
+            capacity = await measure_capacity(chats.ask)
+            yardstick = Yardstick(capacity, limit_s=2 + 5 * unloaded_s)
+            print(
+                f"{server.name}: capacity {capacity:.2f} answers/s; an answer is good within {yardstick.limit_s:.2f} s"
+            )
+            found(f"{server.name}: capacity", capacity, "answers/s")
+        phases = []
+        for load in arguments.loads:
+            await asyncio.sleep(BEFORE_NEXT_S)
+            phase = await run_phase(session, server, process, model, yardstick, load, arguments)
+            print(f"{server.name}, {load:g} times: {phase.summary}", file=sys.stderr, flush=True)
+            phases.append(phase)
+    return yardstick, phases
+
+
+async def run_phase(
+    session: aiohttp.ClientSession,
+    server: Server,
+    process: psutil.Process,
+    model: str,
+    yardstick: Yardstick,
+    load: float,
+    arguments: argparse.Namespace,
+) -> Phase:
+    chats = Chats(session, server.url, model, f"Load {load:g}")
+    seconds = arguments.warm + arguments.seconds
+    times = poisson(load * yardstick.capacity_per_s, seconds, arguments.seed)
+    before_mb = rss_mb(process)
+    began, began_cpu = time.perf_counter(), time.process_time()
+    attempts = await run_open_loop(
+        [Arrival(at_s, "default", chats.ask) for at_s in times], seconds, limit_s=yardstick.limit_s
+    )
+    client_share = (time.process_time() - began_cpu) / (time.perf_counter() - began)
+    if why := reasons(attempts):
+        print(f"{server.name}, {load:g} times, failed: {why}", file=sys.stderr, flush=True)
+    counted = [each for each in attempts if each.due_s >= arguments.warm]
+    summary = summarize(counted, arguments.seconds, yardstick.limit_s)
+    return Phase(load, summary, (before_mb, rss_mb(process)), client_share)
+
+
+def show(phases: dict[str, list[Phase]]) -> None:
+    print(f"\n{HEADER}")
+    for server, measured in phases.items():
+        peak_per_s = max(each.summary.goodput_per_s for each in measured)
+        for phase in measured:
+            ratio = phase.summary.goodput_per_s / peak_per_s if peak_per_s else math.nan
+            print(row(server, phase, ratio))
+            if phase.load >= 4:
+                asked = 0.9 if server == OURS else None
+                found(f"{server}: goodput at {phase.load:g} times, of its peak", ratio, at_least=asked)
+            add_point(
+                server=server,
+                offered_per_s=phase.summary.offered_per_s,
+                goodput_per_s=phase.summary.goodput_per_s,
+                first_token_p50_ms=1e3 * phase.summary.first_token_p50_s,
+                first_token_p95_ms=1e3 * phase.summary.first_token_p95_s,
+            )
+        found(f"{server}: peak goodput", peak_per_s, "answers/s")
+        if server == OURS:
+            show_asked_of_ours(measured)
+
+
+def show_asked_of_ours(phases: Sequence[Phase]) -> None:
+    refusals_s = [each.summary.refusal_p95_s for each in phases if each.summary.refused]
+    slowest_ms = 1e3 * max(refusals_s, default=math.nan)
+    found(f"{OURS}: a refusal is answered within, p95 of the worst load", slowest_ms, "ms", at_most=100)
+    settled_mb, last_mb = phases[0].rss_mb[1], phases[-1].rss_mb[1]
+    found(f"{OURS}: growth of RSS from the first load to the last", 100 * (last_mb / settled_mb - 1), "%", at_most=5)
+    found(f"{OURS}: failed requests, at all loads", sum(each.summary.failed for each in phases), at_most=0)
+
+
+def row(server: str, phase: Phase, ratio: float) -> str:
+    summary = phase.summary
+    return (
+        f"| {server} | {phase.load:g} | {summary.offered_per_s:.2f} | {summary.answered} | {summary.refused}"
+        f" | {summary.failed} | {summary.cut} | {summary.goodput_per_s:.2f} | {ratio:.2f}"
+        f" | {in_ms(summary.refusal_p50_s)} / {in_ms(summary.refusal_p95_s)}"
+        f" | {in_ms(summary.first_token_p50_s)} / {in_ms(summary.first_token_p95_s)}"
+        f" | {phase.rss_mb[0]:.0f} / {phase.rss_mb[1]:.0f} | {100 * phase.client_share:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
