@@ -23,9 +23,9 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from serve_app.errors import InternalError, Overloaded, RayconteurError, Timeout, Unavailable
+from serve_app.errors import InternalError, NotFound, Overloaded, RayconteurError, Timeout, Unavailable
 from serve_app.metrics import CATALOGUE, Metric
-from serve_app.parts import Sessions
+from serve_app.parts import Generator, Sessions
 from serve_app.types import (
     AttributeChange,
     Capacity,
@@ -191,6 +191,26 @@ def own_handle() -> DeploymentHandle[Any]:
     context = serve.get_replica_context()
     # To look whether there is such a deployment would block the event loop.
     return serve.get_deployment_handle(context.deployment, context.app_name, _check_exists=False)
+
+
+class GeneratorsByModel:
+    """Each model's generator, for the requests that name it."""
+
+    def __init__(self, generators: Mapping[str, Generator]) -> None:
+        self._generators = generators
+
+    async def complete(self, request: GenerationRequest) -> Json:
+        return await self._of(request).complete(request)
+
+    def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
+        return self._of(request).stream(request)
+
+    def _of(self, request: GenerationRequest) -> Generator:
+        model_id = request.payload["model"]
+        # It can be a background response that was asked for before the configuration changed.
+        if model_id not in self._generators:
+            raise NotFound(f"The model {model_id!r} is not here any more", param="model", code="model_not_found")
+        return self._generators[model_id]
 
 
 def remote_sessions(handle: DeploymentHandle[Any], timeout_s: float) -> Sessions:

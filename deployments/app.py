@@ -4,6 +4,8 @@ No `from __future__ import annotations` here: Ray validates `args` against the p
 a class (`ray/serve/_private/api.py`, call_user_app_builder_with_args_if_necessary).
 """
 
+import importlib.util
+
 import ray
 from ray import serve
 from ray.serve import Application
@@ -14,7 +16,8 @@ from deployments.generator import Generator
 from deployments.indexer import Indexer
 from deployments.retriever import Retriever
 from deployments.sessions import Sessions
-from serve_app.config import DATABASE_URL_ENV, AppConfig
+from deployments.transformers_generator import TransformersGenerator
+from serve_app.config import DATABASE_URL_ENV, AppConfig, GeneratorConfig
 
 
 def build_app(config: AppConfig) -> Application:
@@ -34,6 +37,18 @@ def build_app(config: AppConfig) -> Application:
         sessions=serve.deployment(Sessions).bind(config),
         embedder=serve.deployment(Embedder).bind(config),
         retriever=serve.deployment(Retriever).bind(config),
-        generator=serve.deployment(Generator).bind(config),
+        generators={
+            model_id: serve.deployment(_engine(config.of(model_id).generator), name=name).bind(config.of(model_id))
+            for model_id, name in config.generator_deployments.items()
+        },
         indexer=serve.deployment(Indexer).bind(config),
     )
+
+
+def _engine(config: GeneratorConfig) -> type:
+    """The class of its deployment. Whether there is vLLM is asked on the node that builds the graph."""
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    is_vllm = config.backend == "vllm" or (config.backend == "auto" and has_vllm)
+    if config.adapters and not is_vllm:
+        raise ValueError(f"the adapters of {config.model_id!r} need vLLM, which is not installed here: leave them out")
+    return Generator if is_vllm else TransformersGenerator

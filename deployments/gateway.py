@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.adapters import (
+    GeneratorsByModel,
     RemoteEmbedder,
     RemoteGenerator,
     RemoteIndexer,
@@ -52,21 +53,25 @@ class Gateway(Replica):
         sessions: DeploymentHandle[Any],
         embedder: DeploymentHandle[Any],
         retriever: DeploymentHandle[Any],
-        generator: DeploymentHandle[Any],
+        generators: Mapping[str, DeploymentHandle[Any]],
         indexer: DeploymentHandle[Any],
     ) -> None:
+        """`generators` by model id, that of requests which name none first."""
         super().__init__()
         self._config = config
         self._app: FastAPI | None = None
         self._counts = Counts()
         self._caches: tuple[Releasable, ...] = ()
+        self._generators = generators
         self._handles = {
             "sessions": sessions,
             "embedder": embedder,
             "retriever": retriever,
-            "generator": generator,
             "indexer": indexer,
         }
+        for model_id, handle in generators.items():
+            is_first = model_id == config.generator.model_id
+            self._handles["generator" if is_first else f"generator:{model_id}"] = handle
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this once, after the constructor (`ray.serve.ingress` without an app)."""
@@ -77,12 +82,9 @@ class Gateway(Replica):
         query_embedder = CachedEmbedder(embedder, config.retrieval.query_cache_size, tallies, metrics)
         self._caches = (query_embedder,)
         retriever: Retriever = RemoteRetriever(handles["retriever"], timeout_s)
-        count_tokens = load_token_counter(resolve_model(config.generator.model_source))
+        token_counters = _load_token_counters(config)
         admissions = Admissions(metrics)
-        model_id = config.generator.model_id
-        generator: Generator = RemoteGenerator(handles["generator"], config.api.request_timeout_s)
-        generator = AdmittedGenerator(generator, admissions.of(model_id), count_tokens)
-        generator = CountedGenerator(generator, self._counts, metrics)
+        generator: Generator = CountedGenerator(self._admit(admissions, token_counters), self._counts, metrics)
         if config.cache.is_on:
             cache = LfuCache(config.cache.max_entries, config.cache.max_bytes)
             self._caches = (cache, query_embedder)
@@ -95,17 +97,32 @@ class Gateway(Replica):
             indexer=RemoteIndexer(handles["indexer"], timeout_s, config.api.request_timeout_s),
             generator=generator,
             sessions=remote_sessions(handles["sessions"], timeout_s),
-            count_tokens=count_tokens,
+            count_tokens=token_counters[config.generator.model_id],
             tallies=tallies,
             reranker=RemoteReranker(handles["embedder"], timeout_s) if config.retrieval.reranker else None,
             metrics=metrics,
+            token_counters=token_counters,
             replicas=RemoteReplicas([own_handle(), *handles.values()], timeout_s),
             admissions=admissions,
-            read_capacities=lambda: read_capacities({model_id: handles["generator"]}),
+            read_capacities=lambda: read_capacities(self._generators),
         )
         database = open_database(config.storage.resolved_database_url)
         self._app = create_app(config, parts, database, self._check_parts)
         return self._app
+
+    def _admit(self, admissions: Admissions, token_counters: Mapping[str, Callable[[str], int]]) -> Generator:
+        """The models behind their doors. Adapters share the door of the engine that they are in."""
+        timeout_s = self._config.api.request_timeout_s
+        return GeneratorsByModel(
+            {
+                model_id: AdmittedGenerator(
+                    RemoteGenerator(self._generators[each.model_id], timeout_s),
+                    admissions.of(each.model_id),
+                    token_counters[model_id],
+                )
+                for model_id, each in self._config.models.items()
+            }
+        )
 
     def caches(self) -> Sequence[Releasable]:
         return (*self._caches, *super().caches())
@@ -123,3 +140,10 @@ class Gateway(Replica):
     async def _check_parts(self) -> dict[str, str]:
         statuses = await asyncio.gather(*(part_status(handle) for handle in self._handles.values()))
         return dict(zip(self._handles, statuses, strict=True))
+
+
+def _load_token_counters(config: AppConfig) -> dict[str, Callable[[str], int]]:
+    """By model id. Models of one source share one: they have the same tokenizer."""
+    sources = {each.model_source for each in config.generators}
+    by_source = {source: load_token_counter(resolve_model(source)) for source in sources}
+    return {model_id: by_source[each.model_source] for model_id, each in config.models.items()}

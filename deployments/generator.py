@@ -196,6 +196,9 @@ def engine_command_line(config: GeneratorConfig, model: str) -> list[str]:
             line += [f"--{flag}", *map(str, value)]
         else:
             line += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    if config.adapters:
+        modules = [json.dumps({"name": name, "path": source}) for name, source in config.adapters.items()]
+        line += ["--enable-lora", "--lora-modules", *modules]
     return line
 
 

@@ -94,6 +94,8 @@ async def reply(
     background response is neither committed then nor ever taken back: its job stays, and somebody else goes on from
     its `answer`, with the events that are missing.
     """
+    model_id = turn.sampling.get("model", "")
+    parts, config = parts.of(model_id), config.of(model_id)
     began = asyncio.get_running_loop().time()
     deadline = began + min(config.api.request_timeout_s, turn.timeout_s or math.inf)
     call_timeout_s = config.api.call_timeout_s

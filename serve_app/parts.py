@@ -6,7 +6,7 @@ the leaves of `errors.py`, and `Overloaded`, `Unavailable` or `Timeout` if the p
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from serve_app.admission.admissions import Admissions
@@ -101,6 +101,8 @@ class Indexer(Protocol):
 
 
 class Generator(Protocol):
+    """Every model that writes: a request's `payload["model"]` says which. `NotFound` for one that is not here."""
+
     async def complete(self, request: GenerationRequest) -> Json:
         """The whole chat completion object. Raises `InvalidRequest` for what the engine refuses."""
         ...
@@ -304,7 +306,7 @@ class Parts:
     generator: Generator
     sessions: Sessions
     count_tokens: Callable[[str], int]
-    """Tokens of a text as the generator's model counts them."""
+    """Tokens of a text as the model counts them: the one that requests get which name none, until `of` is asked."""
     tallies: Counter[Tally]
     """What `query_embedder` and `retriever` have counted, until it is added to the database."""
     reranker: Reranker | None = None
@@ -316,3 +318,9 @@ class Parts:
     """The doors of the models, which `generator` asks."""
     read_capacities: Callable[[], Awaitable[Mapping[str, Capacity]]] = _no_news
     """What the models can have under way, by model id, all replicas together. One that does not answer is left out."""
+    token_counters: Mapping[str, Callable[[str], int]] = field(default_factory=dict)
+    """Of the further models, by their ids."""
+
+    def of(self, model_id: str) -> "Parts":
+        """The same for a request that names this model: `count_tokens` is that model's."""
+        return replace(self, count_tokens=self.token_counters.get(model_id, self.count_tokens))

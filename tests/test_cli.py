@@ -352,6 +352,22 @@ def test_config_check_says_what_is_wrong_and_on_which_line(tmp_path: Path) -> No
     assert "worse.yaml:10: applications[0].deployments[0].max_ongoing_requests: Input should be" in errors
 
 
+def test_config_check_asks_for_the_numbers_of_every_model(tmp_path: Path) -> None:
+    shipped = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    application = shipped["applications"][0]
+    application["args"]["further_generators"] = [{"model_id": "org/other"}]
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(shipped))
+
+    result = CliRunner().invoke(app, ["config", "check", str(tmp_path / "two.yaml")])
+
+    assert result.exit_code == 1
+    assert "needs an entry with the name 'Generator:org-other'" in result.stderr
+    first = next(each for each in application["deployments"] if each["name"] == "Generator")
+    application["deployments"].append({**first, "name": "Generator:org-other"})
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(shipped))
+    assert CliRunner().invoke(app, ["config", "check", str(tmp_path / "two.yaml")]).exit_code == 0
+
+
 @pytest.mark.parametrize("text", ["a: [", "just words", "applications: {}"])
 def test_config_check_refuses_what_is_no_configuration(tmp_path: Path, text: str) -> None:
     (tmp_path / "no.yaml").write_text(text)

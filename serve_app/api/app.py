@@ -68,7 +68,7 @@ def create_app(
         catalog=Catalog(database, *(encoder.model_id for encoder in config.encoders)),
         files=FileStore(database, config.storage.files_folder),
         backups=BackupJobs(database, config),
-        settings=SettingsInForce(SettingsLog(database)),
+        settings=SettingsInForce(SettingsLog(database), config.parents),
         background=BackgroundResponses(parts, config, database),
         check_parts=check_parts,
         runner_id=new_id("run"),

@@ -126,7 +126,8 @@ def _apply_settings(payload: Json, context: Context) -> Applied:
     max_tokens = payload.get("max_completion_tokens") or payload.get("max_tokens")
 
     def count_prompt_tokens() -> int:
-        return sum(context.parts.count_tokens(text_of(message.get("content"))) for message in payload["messages"])
+        count_tokens = context.parts.of(payload["model"]).count_tokens
+        return sum(count_tokens(text_of(message.get("content"))) for message in payload["messages"])
 
     return context.settings.apply(payload["model"], profile, max_tokens, count_prompt_tokens)
 
@@ -180,8 +181,8 @@ async def _take_search(payload: Json, cache: CacheUse, context: Context) -> Sear
 
 async def _add_sources(asked: GenerationRequest, search: Search, context: Context) -> tuple[Passage, ...] | None:
     """The passages that now stand before the last question, in the order of their numbers, if they can be cited."""
-    payload, parts = asked.payload, context.parts
-    messages = payload["messages"]
+    payload = asked.payload
+    messages, parts = payload["messages"], context.parts.of(payload["model"])
     newest = max(index for index, each in enumerate(messages) if each.get("role") == "user")
     question = newest_user_text(messages)
     queries = await build_queries(

@@ -52,15 +52,17 @@ async def require_tables(
 
 
 def require_model(context: Context, model: str | None) -> str:
-    """The model's id, the configured one if none is named. Raises `NotFound` for any other."""
-    configured = context.config.generator.model_id
-    if model not in (None, configured):
+    """The model's id, the first one's if none is named. Raises `NotFound` for one that does not write here."""
+    configured = list(context.config.models)
+    if model is None:
+        return configured[0]
+    if model not in configured:
         raise NotFound(
-            f"The model {model!r} does not exist here; this server answers as {configured!r}",
+            f"The model {model!r} does not exist here; this server answers as {' or '.join(map(repr, configured))}",
             param="model",
             code="model_not_found",
         )
-    return configured
+    return model
 
 
 def tier_of(service_tier: ServiceTier | None) -> Tier:
@@ -74,8 +76,9 @@ def expect(context: Context, request: GenerationRequest) -> AbstractContextManag
     """
     if may_be_cached(request):
         return nullcontext()
-    demand = build_demand(request, context.parts.count_tokens, is_streamed=True)
-    return context.parts.admissions.of(request.payload["model"]).expect(demand)
+    model = request.payload["model"]
+    demand = build_demand(request, context.parts.of(model).count_tokens, is_streamed=True)
+    return context.parts.admissions.of(context.config.models[model].model_id).expect(demand)
 
 
 def may_be_cached(request: GenerationRequest) -> bool:

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from serve_app.api.checks import require_model
 from serve_app.api.context import InContext
 from serve_app.generation.prompt import build_messages, text_of
 from serve_app.generation.settings import DEFAULT_MAX_TOKENS
@@ -12,9 +13,10 @@ router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
 
 @router.get("/{conversation_id}/context")
-async def get_context(conversation_id: str, context: InContext) -> Json:
-    """Without the instructions, the question and the sources, which come with the request."""
-    config, parts = context.config, context.parts
+async def get_context(conversation_id: str, context: InContext, model: str | None = None) -> Json:
+    """Without the instructions, the question and the sources, which come with the request, as `model` does."""
+    model_id = require_model(context, model)
+    config, parts = context.config.of(model_id), context.parts.of(model_id)
     await parts.sessions.get_conversation(conversation_id)  # a response's own log is none
     window = await parts.sessions.read_window(conversation_id, max_read_items(config))
     window = fit(window, token_limit(config, (), DEFAULT_MAX_TOKENS, parts), config, parts)

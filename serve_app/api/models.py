@@ -1,4 +1,4 @@
-"""The models that this server runs: one that writes, and those that embed."""
+"""The models that this server runs: those that write, and those that embed."""
 
 from fastapi import APIRouter
 
@@ -30,5 +30,9 @@ def model_not_found(model_id: str) -> NotFound:
 
 def _models(context: Context) -> list[Json]:
     config = context.config
-    ids = dict.fromkeys([config.generator.model_id, *(encoder.model_id for encoder in config.encoders)])
-    return [{"id": id, "object": "model", "created": _STARTED_AT, "owned_by": "rayconteur"} for id in ids]
+    ids = dict.fromkeys([*config.models, *(encoder.model_id for encoder in config.encoders)])
+    parents = config.parents
+    return [
+        {"id": id, "object": "model", "created": _STARTED_AT, "owned_by": "rayconteur", "parent": parents.get(id)}
+        for id in ids
+    ]

@@ -280,7 +280,7 @@ def _apply_settings(body: CreateResponse, model: str, input_items: Sequence[Json
 
     def count_prompt_tokens() -> int:
         texts = [body.instructions or "", *(text_of(item["content"]) for item in input_items)]
-        return sum(map(context.parts.count_tokens, texts))
+        return sum(map(context.parts.of(model).count_tokens, texts))
 
     return context.settings.apply(model, body.profile, body.max_output_tokens, count_prompt_tokens)
 

@@ -29,7 +29,7 @@ async def get_stats(context: InContext) -> Json:
     answers = await context.parts.replicas.vitals()
     replicas = [each for each in answers if isinstance(each, ReplicaVitals)]
     counted = reduce(add, (each.counted for each in replicas if each.counted), Counted())
-    models = sorted({context.config.generator.model_id} | models_of(counted))
+    models = sorted(set(context.config.models) | models_of(counted))
     return {
         "object": "stats",
         "nodes": _nodes_to_json(replicas),

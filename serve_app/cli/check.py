@@ -93,7 +93,7 @@ def app_problems(wanted: Json) -> list[Problem]:
     problems = []
     for location, args in _our_args(wanted):
         try:
-            AppConfig.model_validate(args)
+            problems += _missing_deployments(AppConfig.model_validate(args), wanted, location)
         except ValidationError as error:
             problems += [Problem([*location, *each["loc"]], each["msg"]) for each in error.errors()]
     for location, user_config in _our_user_configs(wanted):
@@ -102,6 +102,17 @@ def app_problems(wanted: Json) -> list[Problem]:
         except ValidationError as error:
             problems += [Problem([*location, *each["loc"]], each["msg"]) for each in error.errors()]
     return problems
+
+
+def _missing_deployments(config: AppConfig, wanted: Json, location: Location) -> list[Problem]:
+    """Ray would give a generator without an entry one CPU, no GPU and an unbounded queue."""
+    deployments = wanted["applications"][location[1]].get("deployments") or []
+    there = {each.get("name") for each in deployments if isinstance(each, dict)}
+    return [
+        Problem([*location[:2], "deployments"], f"the model {model_id!r} needs an entry with the name {name!r}")
+        for model_id, name in config.generator_deployments.items()
+        if name not in there and model_id != config.generator.model_id
+    ]
 
 
 def ray_problems(wanted: Json) -> list[Problem]:

@@ -110,7 +110,8 @@ def _environment(config: Path, wanted: Json) -> dict[str, str]:
     folders = [str(config.absolute().parent), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, folders)))}
     configs = app_configs(wanted)
-    sources = [each.generator.model_source for each in configs]
+    generators = [generator for each in configs for generator in each.generators]
+    sources = [source for each in generators for source in (each.model_source, *each.adapters.values())]
     sources += [encoder.model_source for each in configs for encoder in each.encoders]
     sources += [reranker.model_source for each in configs if (reranker := each.retrieval.reranker)]
     if sources and all(source.startswith("package:") for source in sources):

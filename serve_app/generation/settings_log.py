@@ -1,7 +1,7 @@
 """Each model's settings with their history, in the database; and the newest of them in the memory of every gateway."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -121,8 +121,10 @@ class SettingsInForce:
     `refresh` blocks; all else answers at once.
     """
 
-    def __init__(self, log: SettingsLog) -> None:
+    def __init__(self, log: SettingsLog, parents: Mapping[str, str] | None = None) -> None:
+        """`parents`: by the id of each adapter, that of the model whose settings it has until it has its own."""
         self.log = log
+        self._parents = parents or {}
         self.profiles: dict[str, Profile] = UserConfig().all_profiles
         self._newest = log.newest()
         self._reading = threading.Lock()
@@ -140,7 +142,8 @@ class SettingsInForce:
         self.refresh()
 
     def of(self, model_id: str) -> Revision:
-        return self._newest.get(model_id) or Revision(model_id, 0, Settings(), YAML, 0)
+        own = self._newest.get(model_id) or self._newest.get(self._parents.get(model_id, ""))
+        return own or Revision(model_id, 0, Settings(), YAML, 0)
 
     def apply(
         self, model_id: str, profile: str | None, max_tokens: int | None, count_prompt_tokens: Callable[[], int]

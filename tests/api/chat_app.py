@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from serve_app.api.app import create_app
-from serve_app.config import AppConfig, StorageConfig
+from serve_app.config import AppConfig, GeneratorConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.types import Passage
 from tests.databases import opened
@@ -41,8 +41,10 @@ class ChatApp:
 
 
 @contextmanager
-def running_chat(folder: Path, passages: Sequence[Passage] = ()) -> Iterator[ChatApp]:
-    config = AppConfig(storage=StorageConfig(folder=folder))
+def running_chat(
+    folder: Path, passages: Sequence[Passage] = (), further_generators: tuple[GeneratorConfig, ...] = ()
+) -> Iterator[ChatApp]:
+    config = AppConfig(storage=StorageConfig(folder=folder), further_generators=further_generators)
 
     async def check_parts() -> dict[str, str]:
         return {}

@@ -11,11 +11,12 @@ from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableE
 from ray.serve.handle import DeploymentHandle
 
 from deployments import adapters
-from deployments.adapters import RayMetrics, RemoteGenerator, RemoteReplicas, read_capacities
-from serve_app.errors import InvalidRequest, RayconteurError, Unavailable
+from deployments.adapters import GeneratorsByModel, RayMetrics, RemoteGenerator, RemoteReplicas, read_capacities
+from serve_app.errors import InvalidRequest, NotFound, RayconteurError, Unavailable
 from serve_app.metrics import CATALOGUE, SEARCH_FAILURES, Metrics
 from serve_app.types import Capacity, GenerationRequest
 from serve_app.vitals import Released, Silence
+from tests.fakes import FakeGenerator
 
 REQUEST = GenerationRequest({}, "req_1")
 
@@ -267,3 +268,16 @@ async def test_capacities_are_of_all_replicas_that_answer() -> None:
     capacities = await read_capacities(cast("dict[str, DeploymentHandle[Any]]", handles))
 
     assert capacities == {"two": Capacity(sequences=80, tokens=16000, step_tokens=512, block_tokens=16)}
+
+
+async def test_each_request_goes_to_the_generator_of_its_model() -> None:
+    one, other = FakeGenerator(), FakeGenerator()
+    generators = GeneratorsByModel({"one": one, "org/other": other})
+
+    await generators.complete(GenerationRequest({"model": "one"}, "req_1"))
+    async for _ in generators.stream(GenerationRequest({"model": "org/other"}, "req_2")):
+        pass
+
+    assert [[each.request_id for each in fake.requests] for fake in (one, other)] == [["req_1"], ["req_2"]]
+    with pytest.raises(NotFound, match="gone"):
+        await generators.complete(GenerationRequest({"model": "gone"}, "req_3"))

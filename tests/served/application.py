@@ -15,6 +15,7 @@ import psutil
 import yaml
 
 from serve_app.cli.cluster import ray_token
+from serve_app.config import AppConfig
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 420
@@ -89,11 +90,19 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
 
 @contextmanager
 def serving(folder: Path, **args: object) -> Iterator[Application]:
-    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these of its `args:`."""
+    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these of its `args:`.
+
+    A further generator has the numbers of the first one.
+    """
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    shipped = config["applications"][0]["args"]
+    wanted = config["applications"][0]
+    shipped = wanted["args"]
     for name, changed in {**args, "storage": {"folder": str(folder / "data")}}.items():
         shipped[name] = {**shipped.get(name, {}), **changed} if isinstance(changed, dict) else changed
+    (generator,) = (each for each in wanted["deployments"] if each["name"] == "Generator")
+    for name in list(AppConfig.model_validate(shipped).generator_deployments.values())[1:]:
+        share = {**generator["ray_actor_options"], "num_cpus": 0}
+        wanted["deployments"].append({**generator, "name": name, "ray_actor_options": share})
     path = folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
     ports = ["--port", str(PORT), "--dashboard-port", str(DASHBOARD_PORT), "--ray-port", str(RAY_PORT)]

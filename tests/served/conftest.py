@@ -7,6 +7,9 @@ from tests.encoder import write_encoder
 from tests.served.application import Application, serving
 
 MODEL = "smollm2-135m-instruct"
+TRANSFORMERS = "smollm2-135m-instruct/transformers"
+"""The same model, in the engine for machines without vLLM."""
+BOTH = [MODEL, TRANSFORMERS]
 ENCODER, OTHER_ENCODER = "all-minilm-l6-v2", "two-layers"
 
 HANG_TIMEOUT_S = 20
@@ -24,9 +27,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     folder = tmp_path_factory.mktemp("served")
-    other = {"model_id": OTHER_ENCODER, "model_source": write_encoder(folder / "encoder")}
-    generator = {"hang_timeout_s": HANG_TIMEOUT_S}
-    with serving(folder, further_encoders=[other], generator=generator) as application:
+    encoder = {"model_id": OTHER_ENCODER, "model_source": write_encoder(folder / "encoder")}
+    further = {
+        "model_id": TRANSFORMERS,
+        "backend": "transformers",
+        "engine": {"max_model_len": 8192, "max_num_seqs": 32, "kv_cache_memory_bytes": 402653184},
+    }
+    with serving(
+        folder,
+        further_encoders=[encoder],
+        generator={"hang_timeout_s": HANG_TIMEOUT_S},
+        further_generators=[further],
+    ) as application:
         yield application
 
 

@@ -13,10 +13,14 @@ import psutil
 import pytest
 import yaml
 
+from tests.adapter import write_adapter
 from tests.served.application import ROOT, Application
-from tests.served.conftest import MODEL
+from tests.served.conftest import BOTH, MODEL, TRANSFORMERS
+from tests.served.direct_engine import ADAPTED
 
 MAX_TOKENS = 32
+NEAR_TIE = 0.001
+"""So near, the order of two tokens can depend on the order in which an engine adds."""
 PROMPTS = [
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -42,10 +46,12 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def direct_answers() -> list[str]:
-    """Twenty greedy answers of vLLM's `LLM` class with the engine arguments of the YAML that we ship."""
+def direct(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Greedy answers of vLLM's `LLM` class with the engine arguments of the YAML that we ship, and an adapter."""
     application = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][0]
-    request = {"generator": application["args"]["generator"], "prompts": PROMPTS, "max_tokens": MAX_TOKENS}
+    generator = application["args"]["generator"]
+    adapter = write_adapter(tmp_path_factory.mktemp("adapter") / "random", generator["model_source"])
+    request = {"generator": generator | {"adapters": {"random": adapter}}, "prompts": PROMPTS, "max_tokens": MAX_TOKENS}
     (replica,) = (each for each in application["deployments"] if each["name"] == "Generator")
     finished = subprocess.run(
         [sys.executable, "-m", "tests.served.direct_engine"],
@@ -58,14 +64,27 @@ def direct_answers() -> list[str]:
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     (line,) = (line for line in finished.stdout.splitlines() if line.startswith("ANSWERS "))
-    answers: list[str] = json.loads(line.removeprefix("ANSWERS "))
+    answers: dict[str, list[str]] = json.loads(line.removeprefix("ANSWERS "))
     return answers
 
 
-def test_greedy_answers_equal_those_of_the_engine(client: openai.OpenAI, direct_answers: list[str]) -> None:
+@pytest.fixture
+def direct_answers(direct: dict[str, list[str]]) -> list[str]:
+    """To all twenty prompts."""
+    return direct["base"]
+
+
+def test_an_adapter_changes_what_the_model_says(direct: dict[str, list[str]]) -> None:
+    assert len(direct["adapted"]) == ADAPTED
+    assert all(one != other for one, other in zip(direct["adapted"], direct["base"], strict=False))
+
+
+def greedy_answers(client: openai.OpenAI, model: str) -> list[str]:
+    """To all prompts, asked at once."""
+
     def ask(prompt: str) -> str:
         completion = client.chat.completions.create(
-            model=MODEL,
+            model=model,
             messages=[{"role": "user", "content": prompt}],
             temperature=0,
             max_completion_tokens=MAX_TOKENS,
@@ -73,21 +92,62 @@ def test_greedy_answers_equal_those_of_the_engine(client: openai.OpenAI, direct_
         return completion.choices[0].message.content or ""
 
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
-        answers = list(threads.map(ask, PROMPTS))
+        return list(threads.map(ask, PROMPTS))
+
+
+def test_greedy_answers_equal_those_of_the_engine(client: openai.OpenAI, direct_answers: list[str]) -> None:
+    answers = greedy_answers(client, MODEL)
 
     assert dict(zip(PROMPTS, answers, strict=True)) == dict(zip(PROMPTS, direct_answers, strict=True))
 
 
-def test_a_prompt_over_the_context_is_a_400_and_leaves_nothing(client: openai.OpenAI) -> None:
+def test_greedy_answers_of_transformers_equal_those_of_vllm_but_for_near_ties(
+    client: openai.OpenAI, direct_answers: list[str]
+) -> None:
+    answers = greedy_answers(client, TRANSFORMERS)
+
+    gaps = {}
+    for prompt, answer, expected in zip(PROMPTS, answers, direct_answers, strict=True):
+        if answer != expected:
+            gaps[prompt] = gap_where_they_part(client, prompt, answer)
+            print(f"{prompt!r}: {answer!r}, vLLM: {expected!r}; the two likeliest are {gaps[prompt]:.6f} apart")
+    print(f"{len(PROMPTS) - len(gaps)} of {len(PROMPTS)} are the same")
+    assert len(gaps) <= 2
+    assert all(gap < NEAR_TIE for gap in gaps.values())
+
+
+def gap_where_they_part(client: openai.OpenAI, prompt: str, answer: str) -> float:
+    """Between the logarithms of vLLM's two likeliest tokens, at the first that is not in this answer."""
+    completion = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": prompt}],
+        temperature=0,
+        max_completion_tokens=MAX_TOKENS,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    assert completion.choices[0].logprobs
+    written = ""
+    for token in completion.choices[0].logprobs.content or ():
+        written += token.token
+        if not answer.startswith(written):
+            break
+    first, second = (each.logprob for each in token.top_logprobs)
+    return first - second
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_prompt_over_the_context_is_a_400_and_leaves_nothing(client: openai.OpenAI, model: str) -> None:
     conversation = client.conversations.create()
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 9000}])
+        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "word " * 9000}])
     assert refused.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as refused:
-        client.responses.create(model=MODEL, input="word " * 9000, conversation=conversation.id)
+        client.responses.create(model=model, input="word " * 9000, conversation=conversation.id)
     assert refused.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("model", BOTH)
 @pytest.mark.parametrize(
     "payload",
     [
@@ -101,8 +161,8 @@ def test_a_prompt_over_the_context_is_a_400_and_leaves_nothing(client: openai.Op
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "tool_choice": "required"},
     ],
 )
-def test_what_the_engine_refuses_is_a_400(client: openai.OpenAI, payload: dict[str, Any]) -> None:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4} | payload
+def test_what_the_engine_refuses_is_a_400(client: openai.OpenAI, payload: dict[str, Any], model: str) -> None:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4} | payload
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as refused:
             client.post("/chat/completions", body=body | {"stream": stream}, cast_to=object)
@@ -110,11 +170,16 @@ def test_what_the_engine_refuses_is_a_400(client: openai.OpenAI, payload: dict[s
 
 
 def test_memory_when_idle(application: Application) -> None:
-    """At most 6 GB in all, pages that processes share counted once (PSS), and 250 MB for a gateway replica."""
+    """At most 6 GB in all, pages that processes share counted once (PSS), and 250 MB for a gateway replica.
+
+    The model that only tests have beside the shipped one does not count.
+    """
     application.wait_until_ready()
     # One that has not answered anything yet: other tests have used this one.
     application.kill("Gateway")
     memory = {process.pid: process.memory_full_info() for process in application.processes()}
+    further = memory.pop(application.replica_pid(f"Generator:{TRANSFORMERS.replace('/', '-')}"))
+    print(f"{further.rss / 1e6:8.0f} MB RSS {further.pss / 1e6:8.0f} MB PSS  the model in transformers")
     for process in application.processes():
         if process.pid in memory:
             each = memory[process.pid]

@@ -18,7 +18,7 @@ from openai.types.responses import (
 )
 from openai.types.responses.response_output_text import AnnotationFileCitation
 
-from tests.served.conftest import ENCODER, MODEL, OTHER_ENCODER
+from tests.served.conftest import BOTH, ENCODER, MODEL, OTHER_ENCODER, TRANSFORMERS
 
 HANDBOOK = {
     "lighthouse.md": "# The lighthouse of Kermorvan\n\nThe lighthouse keeper of Kermorvan is called Yann Le Gall. "
@@ -49,7 +49,7 @@ def store_id(client: openai.OpenAI, handbook: Path) -> str:
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert {model.id for model in client.models.list()} == {MODEL, ENCODER, OTHER_ENCODER}
+    assert {model.id for model in client.models.list()} == {*BOTH, ENCODER, OTHER_ENCODER}
 
 
 def test_embeddings_of_like_texts_are_close(client: openai.OpenAI) -> None:
@@ -83,11 +83,12 @@ def test_an_optimised_store_answers_as_before(client: openai.OpenAI, store_id: s
     assert [result.to_dict() for result in client.vector_stores.search(store_id, query=question).data] == before
 
 
-def test_streamed_answer_cites_and_follow_ups_remember(client: openai.OpenAI, store_id: str) -> None:
+@pytest.mark.parametrize("model", BOTH)
+def test_streamed_answer_cites_and_follow_ups_remember(client: openai.OpenAI, store_id: str, model: str) -> None:
     tools = [{"type": "file_search", "vector_store_ids": [store_id], "max_num_results": 2}]
     events: list[ResponseStreamEvent] = list(
         client.responses.create(
-            model=MODEL,
+            model=model,
             input="What is the name of the lighthouse keeper of Kermorvan?",
             tools=tools,  # type: ignore[arg-type]  # a plain dict, as users write it
             include=["file_search_call.results"],
@@ -117,7 +118,7 @@ def test_streamed_answer_cites_and_follow_ups_remember(client: openai.OpenAI, st
 
     # A follow-up, not streamed.
     follow_up = client.responses.create(
-        model=MODEL,
+        model=model,
         input="Repeat the question that I asked before.",
         previous_response_id=response.id,
         max_output_tokens=24,
@@ -134,11 +135,12 @@ def test_streamed_answer_cites_and_follow_ups_remember(client: openai.OpenAI, st
     assert len(asked.data) == 1
 
 
-def test_a_conversation_keeps_every_item_in_order(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("model", BOTH)
+def test_a_conversation_keeps_every_item_in_order(client: openai.OpenAI, model: str) -> None:
     conversation = client.conversations.create(metadata={"topic": "boats"})
     for question in ("My boat is called Marie-Jeanne.", "Say hello to my boat."):
         response = client.responses.create(
-            model=MODEL, input=question, conversation=conversation.id, max_output_tokens=16, temperature=0
+            model=model, input=question, conversation=conversation.id, max_output_tokens=16, temperature=0
         )
         assert response.conversation
         assert response.conversation.id == conversation.id
@@ -165,18 +167,19 @@ def test_insights_follow_a_conversation(client: openai.OpenAI) -> None:
     assert overview["messages"]["count"] >= 4
 
 
-def test_chat_completions_take_the_same_tool(client: openai.OpenAI, store_id: str) -> None:
+@pytest.mark.parametrize("model", BOTH)
+def test_chat_completions_take_the_same_tool(client: openai.OpenAI, store_id: str, model: str) -> None:
     question = [{"role": "user", "content": "How much is a return ticket of the ferry?"}]
     tools = [{"type": "file_search", "vector_store_ids": [store_id], "max_num_results": 2}]
     answer = client.chat.completions.create(
-        model=MODEL,
+        model=model,
         messages=question,  # type: ignore[arg-type]
         tools=tools,  # type: ignore[arg-type]  # our addition to OpenAI's chat completions
         max_completion_tokens=40,
         temperature=0,
     )
     streamed = client.chat.completions.create(
-        model=MODEL,
+        model=model,
         messages=question,  # type: ignore[arg-type]
         tools=tools,  # type: ignore[arg-type]
         max_completion_tokens=40,
@@ -214,3 +217,14 @@ def test_a_conversation_is_forked_searched_exported_and_imported(client: openai.
     assert len(exported.splitlines()) == 4
     imported: dict[str, Any] = client.post("/conversations/import", content=exported, cast_to=dict)
     assert len(client.conversations.items.list(imported["id"]).data) == 3
+
+
+def test_a_conversation_goes_from_one_model_to_another(client: openai.OpenAI) -> None:
+    conversation = client.conversations.create()
+    for model in (MODEL, TRANSFORMERS, MODEL):
+        response = client.responses.create(
+            model=model, input="Say hello.", conversation=conversation.id, max_output_tokens=8, temperature=0
+        )
+        assert response.model == model
+        assert response.output_text
+    assert len(client.conversations.items.list(conversation.id).data) == 6
