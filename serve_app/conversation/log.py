@@ -122,11 +122,12 @@ class ConversationLog:
         with self._database.write() as connection:
             if existing := find_conversation(connection, conversation_id):
                 return existing
-            created_at = now_s()
-            log = new_log(connection, conversation_id, created_at, metadata, None, expires_after_s)
+            log = new_log(connection, conversation_id, now_s(), metadata, None, expires_after_s)
             log.append("create", items)
+            # Not from what was just written: a second may have passed between the two.
+            created = require_conversation(connection, conversation_id)
         self.fences.keep(log)
-        return Conversation(conversation_id, created_at, metadata, created_at, expires_after_s)
+        return created
 
     def list_conversations(self, page: PageQuery, metadata: dict[str, str]) -> Page:
         """Those that have all this metadata. Raises `InvalidRequest` for an unknown cursor."""
