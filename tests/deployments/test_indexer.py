@@ -5,6 +5,8 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from deployments.indexer import Indexer
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import AppConfig, IngestionConfig, StorageConfig
@@ -16,7 +18,9 @@ from tests.databases import opened
 from tests.served.application import wait_until
 
 
-async def test_it_ingests_and_backs_up_side_by_side(tmp_path: Path) -> None:
+async def test_it_ingests_and_backs_up_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would be for good, and for all tests that come after this one.
+    monkeypatch.setattr("os.nice", lambda _: 0)
     config = AppConfig(storage=StorageConfig(folder=tmp_path), ingestion=IngestionConfig(poll_interval_s=600))
     with opened(config.storage.resolved_database_url) as database:
         files, catalog = FileStore(database, config.storage.files_folder), Catalog(database, config.encoder.model_id)
