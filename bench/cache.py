@@ -19,6 +19,7 @@ import aiohttp
 import orjson
 
 from bench.conversations import DOCUMENT
+from bench.figures import found, parse_arguments
 from tests.served.application import Application, serving
 
 Json = dict[str, Any]
@@ -41,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=40)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with tempfile.TemporaryDirectory(prefix="rayconteur-cache-") as folder, serving(Path(folder)) as application:
         asyncio.run(measure(application, arguments.prompts, arguments.repeats))
 
@@ -53,12 +54,12 @@ async def measure(application: Application, prompts: int, repeats: int) -> None:
         response = {"temperature": 0, "max_output_tokens": MAX_TOKENS}
         ways = [
             Way("chat completion", "/v1/chat/completions", chat),
-            Way("… streamed", "/v1/chat/completions", chat | {"stream": True}),
-            Way("… with file_search", "/v1/chat/completions", chat | {"tools": [tool]}),
+            Way("chat completion, streamed", "/v1/chat/completions", chat | {"stream": True}),
+            Way("chat completion with file_search", "/v1/chat/completions", chat | {"tools": [tool]}),
             Way("response", "/v1/responses", response),
-            Way("… streamed", "/v1/responses", response | {"stream": True}),
-            Way("… with file_search", "/v1/responses", response | {"tools": [tool]}),
-            Way("… with file_search, not stored", "/v1/responses", response | {"tools": [tool], "store": False}),
+            Way("response, streamed", "/v1/responses", response | {"stream": True}),
+            Way("response with file_search", "/v1/responses", response | {"tools": [tool]}),
+            Way("response with file_search, not stored", "/v1/responses", response | {"tools": [tool], "store": False}),
         ]
         for number, way in enumerate(ways):
             for prompt in (f"{number}-{each}: what does a ticket to Molene cost?" for each in range(prompts)):
@@ -73,6 +74,7 @@ async def measure(application: Application, prompts: int, repeats: int) -> None:
     print(f"| {MAX_TOKENS} tokens at most | first answer p50 ms | hit p50 ms | hit p95 ms |\n|---|---|---|---|")
     for way in ways:
         p95 = quantiles(way.hit_s, n=20)[-1]
+        found(f"hit of the response cache: {way.name}, p50", round(1e3 * median(way.hit_s), 1), "ms", at_most=10)
         print(f"| {way.name} | {1e3 * median(way.first_s):.0f} | {1e3 * median(way.hit_s):.1f} | {1e3 * p95:.1f} |")
 
 

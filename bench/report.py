@@ -57,6 +57,7 @@ BENCHES = (
     Bench("goodput", 1200, quick=("--loads", "1", "4", "--seconds", "6", "--warm", "4")),
     Bench("priorities", 420, quick=("--seconds", "10", "--warm", "5", "--unloaded", "4")),
     Bench("fairness", 600, quick=("--seconds", "15", "--warm", "5")),
+    Bench("cache", 600, quick=("--prompts", "1", "--repeats", "5")),
     Bench("balance", 600, quick=("--busy", "0", "4", "--rounds", "1")),
     Bench("steady", 1500, quick=("--minutes", "1")),
     Bench("eval", 900),
