@@ -76,7 +76,7 @@ async def test_the_async_client_gets_a_stream(app: ChatApp) -> None:
 def test_a_stream_is_passed_on_byte_for_byte(app: ChatApp) -> None:
     answer = app.http.post("/v1/chat/completions", json=body(stream=True))
 
-    assert answer.text == "".join(app.fakes.generator.events())
+    assert answer.text == "".join(app.fakes.generator.events(request_id=answer.headers["x-request-id"]))
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["x-accel-buffering"] == "no"
 

@@ -27,6 +27,8 @@ PREFIXES = (
     "/v1/backups",
     "/v1/conversations",
     "/v1/insights",
+    "/v1/stats",
+    "/v1/admin",
 )
 # Tested on their own: they talk to the model, or take nothing.
 OTHERS = ("/v1/chat/completions", "/v1/responses", "/healthz", "/readyz")

@@ -16,7 +16,5 @@ def test_engine_arguments_and_adapters_are_vllms_own_flags() -> None:
     assert line[:4] == ["--model", "/models/m", "--served-model-name", "m"]
     assert line[line.index("--dtype") + 1] == "float32"
     assert "--enforce-eager" in line
-    assert line[-5:] == [
-        *("--max-lora-rank", "32"),
-        *("--enable-lora", "--lora-modules", '{"name": "m/pirate", "path": "/adapters/pirate"}'),
-    ]
+    assert line[line.index("--max-lora-rank") + 1] == "32"
+    assert line[-3:] == ["--enable-lora", "--lora-modules", '{"name": "m/pirate", "path": "/adapters/pirate"}']

@@ -41,7 +41,7 @@ async def test_a_stream_comes_through_as_it_is_with_its_times(counted: Counted) 
     events = await counted.read()
 
     # As the fake writes them: role, three words, then the end, the usage and `[DONE]` in one string.
-    assert "".join(events) == "".join(counted.fake.events())
+    assert "".join(events) == "".join(counted.fake.events(request_id="req_1"))
     shown = counted.statistics
     assert (shown.requests, shown.cancelled, shown.errors) == (1, 0, {})
     # The first word comes with the role: between the second, the third and the end are the other three times.
