@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import yaml
 
-from tests.served.application import ROOT, wait_until
+from tests.served.application import Application, wait_until
 from tests.served.conftest import MODEL
 
 LONG = "The ferry sails at nine, the bakery is closed on Tuesdays, and the lamp shines for twenty-two miles. " * 12
@@ -26,15 +26,22 @@ def of(answer: Any, deployment: str) -> Any:
 
 
 def cached_tokens(client: openai.OpenAI, prompt: str) -> int:
-    with client.responses.create(input=prompt, max_output_tokens=4, temperature=0, stream=True) as stream:
+    # Not of the response cache, which would not ask the engine.
+    anew = {"cache-control": "no-store"}
+    with client.responses.create(
+        input=prompt, max_output_tokens=4, temperature=0, stream=True, extra_headers=anew
+    ) as stream:
         usage = list(stream)[-1].response.usage  # type: ignore[union-attr]
     assert usage is not None
     return usage.input_tokens_details.cached_tokens
 
 
-def test_figures_move_with_requests_and_a_release_forgets_the_prompt(client: openai.OpenAI) -> None:
+def test_figures_move_with_requests_and_a_release_forgets_the_prompt(
+    application: Application, client: openai.OpenAI
+) -> None:
     prompt = f"{time.time_ns()}: {LONG}"
-    deployments = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"][0]["deployments"]
+    served = yaml.safe_load((application.folder.parent / "serve_config.yaml").read_text())
+    deployments = served["applications"][0]["deployments"]
     before = stats(client)
     assert cached_tokens(client, prompt) < 0.1 * len(prompt.split())
     assert cached_tokens(client, prompt) > 0.5 * len(prompt.split())
