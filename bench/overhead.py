@@ -24,7 +24,7 @@ class Load:
     max_tokens: int
 
 
-LOADS = (Load(1, 4, 48), Load(8, 24, 48), Load(32, 64, 48))
+LOADS = (Load(1, 24, 16), Load(8, 24, 48), Load(32, 64, 48))
 
 
 def main() -> None:
