@@ -6,16 +6,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
 import yaml
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from serve_app.cli.cluster import ray_token
 from serve_app.config import AppConfig
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 420
@@ -35,12 +39,8 @@ class Application:
         return pid
 
     def replica_pids(self, deployment: str) -> list[int]:
-        answer = httpx.get(
-            f"http://127.0.0.1:{DASHBOARD_PORT}/api/serve/applications/",
-            headers={"authorization": f"Bearer {ray_token(os.environ)}"},
-            timeout=30,
-        )
-        replicas = answer.json()["applications"]["rayconteur"]["deployments"][deployment]["replicas"]
+        applications = ask_ray(f"http://127.0.0.1:{DASHBOARD_PORT}/api/serve/applications/").json()["applications"]
+        replicas = applications["rayconteur"]["deployments"][deployment]["replicas"]
         return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
 
     def engine_pid(self) -> int:
@@ -69,6 +69,14 @@ class Application:
         """All that `rayconteur serve` has started, and itself."""
         return [self.process, *self.process.children(recursive=True)]
 
+    def of_processes(self, measure: Callable[[psutil.Process], T]) -> dict[psutil.Process, T]:
+        """Of each that lives: Ray's own come and go."""
+        measured = {}
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                measured[process] = measure(process)
+        return measured
+
     def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         wait_until(lambda: self.answers("/readyz"), timeout_s, "the application is ready")
 
@@ -77,6 +85,15 @@ class Application:
             return httpx.get(self.url + path, timeout=20).status_code == 200
         except httpx.HTTPError:
             return False
+
+
+# On a busy machine Ray's dashboard now and then drops a connection.
+@retry(
+    retry=retry_if_exception_type(httpx.TransportError), stop=stop_after_attempt(5), wait=wait_fixed(1), reraise=True
+)
+def ask_ray(url: str) -> httpx.Response:
+    """One of the pages of Ray's own."""
+    return httpx.get(url, headers={"authorization": f"Bearer {ray_token(os.environ)}"}, timeout=30).raise_for_status()
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.served.application import Application, wait_until
 from tests.served.conftest import MODEL
-from tests.served.test_metrics import EXPORT_TIMEOUT_S, total
+from tests.served.test_metrics import EXPORT_TIMEOUT_S, growth, read_samples
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
@@ -93,7 +93,7 @@ def test_a_hit_equals_the_first_answer_and_a_new_document_makes_a_new_one(
 async def test_a_hundred_at_once_are_one_generation(application: Application) -> None:
     application.wait_until_ready()
     outcomes = "ray_rayconteur_response_cache_requests_total"
-    before = await asyncio.to_thread(total, outcomes, outcome="shared")
+    before = await asyncio.to_thread(read_samples, outcomes)
     asked = {"messages": [{"role": "user", "content": "Count to one hundred."}], "temperature": 0}
 
     async with httpx.AsyncClient(base_url=application.url, timeout=180) as http:
@@ -105,7 +105,8 @@ async def test_a_hundred_at_once_are_one_generation(application: Application) ->
     assert {"miss"} < set(shown) <= {"miss", "shared", "hit"}
     assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1
     assert len({answer.json()["id"] for answer in answers}) == 100
-    shared = shown.count("shared")
-    await asyncio.to_thread(
-        wait_until, lambda: total(outcomes, outcome="shared") >= before + shared, EXPORT_TIMEOUT_S, "the metric"
-    )
+
+    def are_counted() -> bool:
+        return growth(before[outcomes], read_samples(outcomes)[outcomes], outcome="shared") >= shown.count("shared")
+
+    await asyncio.to_thread(wait_until, are_counted, EXPORT_TIMEOUT_S, "the metric")
