@@ -63,13 +63,17 @@ def test_a_change_under_load_fails_no_request_and_mixes_in_none(http: httpx.Clie
         changed = http.patch(PATH, json={"max_tokens": LENGTHS[number % 2]}).json()
         return int(changed["revision"])
 
+    def wait_for_an_answer() -> None:
+        wait_until(lambda: revisions[-1] in {revision for revision, _ in answers.copy()}, 120, "one of the newest")
+
     revisions = [change()]
     with ThreadPoolExecutor(8) as threads:
         asking = [threads.submit(keep_asking, thread) for thread in range(8)]
         try:
+            wait_for_an_answer()
             for _ in range(4):
-                wait_until(lambda: revisions[-1] in {revision for revision, _ in answers.copy()}, 120, "an answer")
                 revisions.append(change())
+                wait_for_an_answer()
         finally:
             ended.set()
     for thread in asking:
@@ -96,12 +100,12 @@ def test_serve_deploy_changes_them_and_restarts_nothing(
     (tmp_path / "changed.yaml").write_text(yaml.safe_dump(config))
     try:
         deploy(tmp_path / "changed.yaml")
-        wait_until(lambda: bool(http.get(PATH).json()["settings"]["max_tokens"] == 21), 60, "the new settings")
-        wait_until(lambda: pids() == before, 30, "the same replicas, running")
+        wait_until(lambda: bool(http.get(PATH).json()["settings"]["max_tokens"] == 21), 120, "the new settings")
+        wait_until(lambda: pids() == before, 120, "the same replicas, running")
         history = http.get(f"{PATH}/history").json()["data"]
     finally:
         deploy(path)
-        wait_until(lambda: bool(http.get(PATH).json()["settings"]["max_tokens"] == 512), 60, "the old settings")
+        wait_until(lambda: bool(http.get(PATH).json()["settings"]["max_tokens"] == 512), 120, "the old settings")
 
     assert history[0]["author"] == "serve deploy"
     assert history[0]["settings"]["temperature"] is None
