@@ -33,13 +33,16 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applicatio
         "backend": "transformers",
         "engine": {"max_model_len": 8192, "max_num_seqs": 32, "kv_cache_memory_bytes": 402653184},
     }
-    with serving(
-        folder,
-        further_encoders=[encoder],
-        generator={"hang_timeout_s": HANG_TIMEOUT_S},
-        further_generators=[further],
-    ) as application:
-        yield application
+    with pytest.MonkeyPatch.context() as environment:
+        # Or a test of them waits ten seconds.
+        environment.setenv("RAY_metrics_report_interval_ms", "1000")
+        with serving(
+            folder,
+            further_encoders=[encoder],
+            generator={"hang_timeout_s": HANG_TIMEOUT_S},
+            further_generators=[further],
+        ) as application:
+            yield application
 
 
 @pytest.fixture
