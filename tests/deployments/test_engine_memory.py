@@ -48,7 +48,7 @@ def test_the_engine_and_its_workers_end_with_their_replica(replica: subprocess.P
 
     os.kill(replica.pid, signal.SIGKILL)
 
-    wait_until(lambda: not any(is_running(each) for each in processes), 30, "they are gone")
+    wait_until(lambda: not any(is_running(each) for each in processes), 60, "they are gone")
 
 
 def is_running(process: psutil.Process) -> bool:
@@ -59,9 +59,9 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def test_a_process_that_is_not_above_it_is_not_watched() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
         WorkerMemory().rayconteur_end_with(stranger.pid)
         stranger.communicate(b"\n")
 
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
