@@ -1,6 +1,8 @@
 """`chat.reply`: the order of commits, and what becomes of a turn that does not end well."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -33,6 +35,8 @@ from tests.databases import opened
 from tests.fakes import FakeParts, Hold, LocalSessions, build_passage
 
 T = TypeVar("T", bound=Event)
+
+TIMEOUT_S = 600
 
 RHINE = build_passage(1, "The Rhine flows through Basel.", topic="rivers")
 SEARCH = Search(
@@ -443,10 +447,18 @@ async def test_bug_is_logged_and_closes_the_turn(fakes: FakeParts, caplog: pytes
     assert (await fakes.sessions.get_response(turn.opening.response["id"]))["status"] == "failed"
 
 
-async def test_deadline_keeps_the_text_as_incomplete(fakes: FakeParts) -> None:
+async def finish_late(fakes: FakeParts, reached: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """How an answer ends whose time is over at that event: then the event loop's clock is put forward."""
+    finishing = asyncio.create_task(finish(ask(), fakes, config(request_timeout_s=TIMEOUT_S)))
+    assert await asyncio.to_thread(reached.wait, 60)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: time.monotonic() + TIMEOUT_S)
+    return await finishing
+
+
+async def test_deadline_keeps_the_text_as_incomplete(fakes: FakeParts, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes.generator.stalls = True
 
-    finished = await finish(ask(), fakes, config(request_timeout_s=1))
+    finished = await finish_late(fakes, fakes.generator.stalled, monkeypatch)
 
     assert finished.error is None
     assert finished.response["incomplete_details"] == {"reason": "timeout"}
@@ -454,11 +466,11 @@ async def test_deadline_keeps_the_text_as_incomplete(fakes: FakeParts) -> None:
     assert fakes.generator.closed.is_set()
 
 
-async def test_deadline_before_any_text_is_a_timeout(fakes: FakeParts) -> None:
+async def test_deadline_before_any_text_is_a_timeout(fakes: FakeParts, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes.generator.deltas = []
     fakes.generator.stalls = True
 
-    finished = await finish(ask(), fakes, config(request_timeout_s=1))
+    finished = await finish_late(fakes, fakes.generator.stalled, monkeypatch)
 
     assert isinstance(finished.error, Timeout)
     assert finished.response["status"] == "failed"

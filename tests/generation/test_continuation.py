@@ -12,7 +12,7 @@ from serve_app.generation import continuation
 from serve_app.generation.answer import Answer
 from tests.databases import opened
 from tests.fakes import USAGE, FakeParts
-from tests.test_chat import RHINE, SEARCH, ask, config, finish, only, run, text_of
+from tests.test_chat import RHINE, SEARCH, ask, finish, finish_late, only, run, text_of
 
 TEXT = ["The", " Rhine [", "1", "]", " flows", " \n\n", "\n", "  through", " [", "2", "] Basel", ",  not", " here.\n"]
 
@@ -127,7 +127,7 @@ async def test_without_another_replica_it_ends_at_its_deadline(
     monkeypatch.setattr(continuation, "_PAUSE_S", 60)
     fakes.generator.deaths = [2]
 
-    finished = await finish(ask(), fakes, config(request_timeout_s=1))
+    finished = await finish_late(fakes, fakes.generator.closed, monkeypatch)
 
     assert finished.response["incomplete_details"] == {"reason": "generator_lost"}
     assert text_of(finished.response) == "Hello there"
