@@ -1,11 +1,11 @@
-"""A gateway as a program that a test can kill: the app over a database, with fakes that write a word every 20 ms.
+"""A gateway as a program that a test can kill: the app over a database, with fakes that write WORDS words of an answer.
 
-python -m tests.api.gateway_process FOLDER SOCKET
+python -m tests.api.gateway_process FOLDER WORDS SOCKET
+
+If those are not all, the model stalls after them.
 """
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,19 +13,11 @@ from serve_app.api.app import create_app
 from serve_app.config import AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import open_database
-from serve_app.types import GenerationRequest
-from tests.fakes import FakeGenerator, FakeParts, build_passage
+from tests.fakes import FakeParts, build_passage
 from tests.server import run
 
-WORDS = [f"word {number}, " for number in range(50)]
-TEXT = "".join(WORDS)
-
-
-class SlowGenerator(FakeGenerator):
-    async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
-        async for event in super().stream(request):
-            await asyncio.sleep(0.02)
-            yield event
+ALL = [f"word {number}, " for number in range(50)]
+TEXT = "".join(ALL)
 
 
 async def check_parts() -> dict[str, str]:
@@ -33,13 +25,14 @@ async def check_parts() -> dict[str, str]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, words = Path(sys.argv[1]), int(sys.argv[2])
     config = AppConfig(storage=StorageConfig(folder=folder))
     with closing(open_database(config.storage.resolved_database_url)) as database:
         log = ConversationLog(database, max_cached=100)
-        fakes = FakeParts(log, [build_passage(1, "The Rhine flows through Basel.")], generator=SlowGenerator())
-        fakes.generator.deltas = WORDS
-        run(create_app(config, fakes.parts, database, check_parts), int(sys.argv[2]))
+        fakes = FakeParts(log, [build_passage(1, "The Rhine flows through Basel.")])
+        fakes.generator.deltas = ALL[:words]
+        fakes.generator.stalls = words < len(ALL)
+        run(create_app(config, fakes.parts, database, check_parts), int(sys.argv[3]))
 
 
 if __name__ == "__main__":

@@ -15,19 +15,19 @@ from serve_app.config import StorageConfig
 from serve_app.storage.database import open_database
 from serve_app.storage.schema import response_jobs, runners
 from serve_app.types import Json
-from tests.api.gateway_process import TEXT
+from tests.api.gateway_process import ALL, TEXT
 from tests.server import running
 
-Start = Callable[[], tuple[subprocess.Popen[bytes], httpx.Client]]
+Start = Callable[[int], tuple[subprocess.Popen[bytes], httpx.Client]]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a gateway in a process of its own, over the same database as those before."""
+    """Starts a gateway in a process of its own, over the same database as those before. It stalls after the words."""
     with ExitStack() as stack:
 
-        def start() -> tuple[subprocess.Popen[bytes], httpx.Client]:
-            process, url = stack.enter_context(running("tests.api.gateway_process", str(tmp_path)))
+        def start(words: int) -> tuple[subprocess.Popen[bytes], httpx.Client]:
+            process, url = stack.enter_context(running("tests.api.gateway_process", str(tmp_path), str(words)))
             return process, stack.enter_context(httpx.Client(base_url=url, timeout=60))
 
         yield start
@@ -53,7 +53,7 @@ def forget_the_dead(folder: Path) -> None:
 
 def ask_and_go_on_elsewhere(start: Start, folder: Path, body: Json) -> tuple[list[Json], httpx.Client]:
     """The events of an answer whose gateway is killed after five words and that another one goes on with."""
-    process, http = start()
+    process, http = start(10)
     events: list[Json] = []
     with http.stream("POST", "/v1/responses", json={"input": "Hi", "stream": True, **body}) as answer:
         read(answer, events, until=5)
@@ -61,7 +61,7 @@ def ask_and_go_on_elsewhere(start: Start, folder: Path, body: Json) -> tuple[lis
         process.wait()
     forget_the_dead(folder)
 
-    _, http = start()
+    _, http = start(len(ALL))
     place = {"stream": "true", "starting_after": events[-1]["sequence_number"]}
     with http.stream("GET", f"/v1/responses/{events[0]['response']['id']}", params=place) as answer:
         read(answer, events)
