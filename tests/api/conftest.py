@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from openai import OpenAI
 
+from serve_app.api import settings
 from serve_app.api.app import create_app
 from serve_app.api.context import Context
 from serve_app.config import ApiConfig, AppConfig, EncoderConfig, StorageConfig
@@ -44,6 +45,12 @@ class Api:
 
     def kept_files(self) -> list[str]:
         return sorted(path.name for path in (self.folder / "files").iterdir())
+
+
+@pytest.fixture(autouse=True)
+def _no_other_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of settings waits for them otherwise, a second."""
+    monkeypatch.setattr(settings, "_IN_FORCE_EVERYWHERE_S", 0)
 
 
 StartApi = Callable[[], Api]
