@@ -195,7 +195,7 @@ def test_ingest_goes_on_after_an_interruption(server: Server, docs: Path) -> Non
         wait_until(lambda: len(list(server.openai.files.list())) == 2, 60, "both files are uploaded")
         wait_until(lambda: len(server.contents("france")) == 2, 60, "both files are in the store")
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, "run the same command again" in errors) == (130, True), errors
 
     server.indexer.is_paused = False
@@ -429,7 +429,7 @@ def started(config: Path, ports: list[int]) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
 
 
 def test_serve_tells_of_a_port_in_use_before_it_starts_anything(tmp_path: Path) -> None:
@@ -456,7 +456,6 @@ def test_serve_checks_the_configuration_before_it_starts_anything(tmp_path: Path
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(240)
 @pytest.mark.usefixtures("_interruptible")
 def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     ports = free_ports(3)
@@ -464,20 +463,19 @@ def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
         assert process.stdout is not None
         said = process.stdout.readline()
         assert said.startswith("Rayconteur is ready"), said + process.communicate()[1]
-        assert httpx.get(f"http://127.0.0.1:{ports[0]}/readyz").json() == "ready"
-        assert httpx.get(f"http://127.0.0.1:{ports[1]}/api/serve/applications/").status_code == 401
+        assert httpx.get(f"http://127.0.0.1:{ports[0]}/readyz", timeout=60).json() == "ready"
+        assert httpx.get(f"http://127.0.0.1:{ports[1]}/api/serve/applications/", timeout=60).status_code == 401
         descendants = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in each.name() for each in descendants)
 
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(120)
 
     assert process.returncode == 0
     assert [each for each in descendants if each.is_running()] == []
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(240)
 @pytest.mark.usefixtures("_interruptible")
 def test_serve_shows_why_a_deployment_failed(tmp_path: Path) -> None:
     with started(write_tiny_app(tmp_path, "broken"), free_ports(3)) as process:

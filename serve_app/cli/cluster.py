@@ -5,6 +5,7 @@ Nothing here imports Ray: it is started as a command and talked to over HTTP.
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -45,6 +47,8 @@ DEFAULT_ENVIRONMENT = {
 }
 # What passes between the parts is small: Ray's own default is 30 % of the machine's memory.
 OBJECT_STORE_BYTES = 512 * 2**20
+# Ray's workers have those below, and Linux gives away those above.
+_OUR_PORTS = range(20_000, 32_768)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -250,11 +254,9 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """None of those that a system or Ray gives away by itself: such a one might be taken before it is used."""
+    shuffled = random.sample(_OUR_PORTS, len(_OUR_PORTS))
+    return list(islice(filter(is_free, shuffled), count))
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
