@@ -1,6 +1,5 @@
 """`cluster/gpu.yaml` on a Ray cluster with one declared GPU. Placement is Ray's and real; kernels are not run here."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -52,16 +51,8 @@ def test_gpu_memory_of_the_generator_stays_within_its_fraction() -> None:
     assert application["args"]["generator"]["engine"]["gpu_memory_utilization"] <= fractions["Generator"]
 
 
-@pytest.fixture
-def gpu_cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=16, num_gpus=1, include_dashboard=False, object_store_memory=100 * 2**20)
-    yield
-    serve.shutdown()
-    ray.shutdown()
-
-
 @pytest.mark.ray
-@pytest.mark.usefixtures("gpu_cluster")
+@pytest.mark.usefixtures("cluster")
 def test_embedder_indexer_and_generator_share_the_one_gpu() -> None:
     config = load("cluster/gpu.yaml")
     config["applications"][0]["import_path"] = "tests.deployments.placement:build_app"
