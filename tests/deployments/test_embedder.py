@@ -8,7 +8,7 @@ from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.rerank import load_cross_encoder
 from serve_app.types import RerankRequest
 from tests.cross_encoder import write_cross_encoder
-from tests.encoder import write_encoder
+from tests.encoder import other_encoder
 
 
 async def test_embedder_holds_the_configured_cross_encoder(tmp_path: Path) -> None:
@@ -23,8 +23,8 @@ async def test_embedder_holds_the_configured_cross_encoder(tmp_path: Path) -> No
     assert (await embedder.embed(("a text",))).shape == (1, 384)
 
 
-async def test_embedder_holds_every_configured_encoder(tmp_path: Path) -> None:
-    other = EncoderConfig(model_id="two-layers", model_source=write_encoder(tmp_path / "model"), backend="openvino")
+async def test_embedder_holds_every_configured_encoder() -> None:
+    other = EncoderConfig(model_id="two-layers", model_source=other_encoder(), backend="openvino")
 
     embedder = Embedder(AppConfig(encoder=EncoderConfig(backend="openvino"), further_encoders=(other,)))
 

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.encoder import write_encoder
+from tests.encoder import other_encoder
 from tests.served.application import Application, serving
 
 MODEL = "smollm2-135m-instruct"
@@ -27,15 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     folder = tmp_path_factory.mktemp("served")
-    encoder = {"model_id": OTHER_ENCODER, "model_source": write_encoder(folder / "encoder")}
+    encoder = {"model_id": OTHER_ENCODER, "model_source": other_encoder()}
     further = {
         "model_id": TRANSFORMERS,
         "backend": "transformers",
         "engine": {"max_model_len": 8192, "max_num_seqs": 32, "kv_cache_memory_bytes": 402653184},
     }
     with pytest.MonkeyPatch.context() as environment:
-        # Or a test of them waits ten seconds.
+        # Or a test of them waits ten seconds, and the end half a minute for load balancers that are not there.
         environment.setenv("RAY_metrics_report_interval_ms", "1000")
+        environment.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
         with serving(
             folder,
             further_encoders=[encoder],
