@@ -67,7 +67,7 @@ def kill_during_an_answer(
         "model": MODEL,
         "input": "Count from one to one hundred in words.",
         "conversation": conversation.id,
-        "max_output_tokens": 120,
+        "max_output_tokens": 60,
         "temperature": 0,
         "stream": True,
     }
@@ -137,7 +137,7 @@ def greedy_answers(
             model=MODEL,
             input=prompt,
             conversation=client.conversations.create().id,
-            max_output_tokens=96,
+            max_output_tokens=48,
             temperature=0,
             stream=True,
             extra_headers=WRITTEN_ANEW,
@@ -186,7 +186,7 @@ def test_answers_go_on_where_their_generator_was_killed(application: Application
 
 def test_a_background_response_outlives_its_gateway(application: Application, client: openai.OpenAI) -> None:
     victim = application.replica_pid("Gateway")
-    body = {"input": PROMPTS[0], "max_output_tokens": 96, "temperature": 0, "background": True, "stream": True}
+    body = {"input": PROMPTS[0], "max_output_tokens": 48, "temperature": 0, "background": True, "stream": True}
     events: list[tuple[int, str]] = []
     killed: list[int] = []
 

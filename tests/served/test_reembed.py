@@ -9,7 +9,7 @@ from tests.served.application import Application, wait_until
 from tests.served.conftest import ENCODER, OTHER_ENCODER
 
 MOVE_S = 240
-DOCUMENTS = 60
+DOCUMENTS = 30
 
 
 def text_of(number: int) -> str:

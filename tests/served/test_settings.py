@@ -126,7 +126,7 @@ def token_ids(client: openai.OpenAI, **extra: Any) -> list[int]:
         model=MODEL,
         messages=[{"role": "user", "content": "Write the word hello forty times."}],
         temperature=0,
-        max_completion_tokens=60,
+        max_completion_tokens=30,
         extra_body={"ignore_eos": True, "return_token_ids": True, **extra},
     )
     ids: list[int] = completion.choices[0].model_dump()["token_ids"]
