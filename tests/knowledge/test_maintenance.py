@@ -186,20 +186,20 @@ def test_each_round_is_a_metric(tmp_path: Path) -> None:
 async def test_fragments_and_segments_stay_few_however_many_commits_there_are(tmp_path: Path) -> None:
     writer = IndexWriter(tmp_path)
     most = 0
-    for number in range(50):
+    for number in range(30):
         add(writer, f"file-{number}")
         writer.maintain(STORE)
         most = max(most, *lengths(tmp_path))
 
     assert most <= 4
-    assert len(await found(tmp_path, max_results=500)) == 50
+    assert len(await found(tmp_path, max_results=500)) == 30
 
 
 def test_no_more_than_a_quarter_of_a_store_is_moved_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "_MIN_MERGED_ROWS", 0)
     writer = IndexWriter(tmp_path)
     moved = []
-    for number in range(60):
+    for number in range(40):
         add_many(writer, f"file-{number}", unit_vectors(number, 10), {})
         before = fragment_rows(tmp_path)
         writer.maintain(STORE)
