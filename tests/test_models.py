@@ -1,12 +1,8 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
 
-from serve_app.config import GeneratorConfig
 from serve_app.models import CACHE_ENV, build_once, resolve_model
 
 
@@ -42,21 +38,6 @@ def test_gguf_package_is_its_converted_folder_once_it_is_in_the_cache(packages: 
     converted.mkdir(parents=True)
 
     assert resolve_model("package:carries_gguf") == str(converted)
-
-
-def test_default_model_is_made_on_a_machine_that_never_had_it(tmp_path: Path) -> None:
-    prepared = subprocess.run(
-        [sys.executable, "-m", "serve_app.models", GeneratorConfig().model_source],
-        env={**os.environ, CACHE_ENV: str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert prepared.returncode == 0, prepared.stderr
-    folder = Path(prepared.stdout.strip())
-    assert folder.is_relative_to(tmp_path)
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {each.name for each in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", ["no_such_package_here", "", "os.path", "../model"])
