@@ -6,11 +6,13 @@ second run installs nothing; one that was interrupted goes on where it was.
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -61,29 +63,59 @@ def install_torch_for_cpu() -> None:
         return
     # The package index has no such wheel. uv knows the address of PyTorch's own index of CPU wheels.
     report("  pip finds no such wheel: taking it from PyTorch's own CPU index, with uv")
-    pip("uv", [UV])
-    command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), "--no-deps", "--torch-backend=cpu"]
-    if subprocess.run([*command, torch.removesuffix("+cpu")], check=False).returncode:
+    if not uv("PyTorch for a CPU", ["--no-deps", "--torch-backend=cpu", torch.removesuffix("+cpu")]):
         fail(f"{torch} could not be installed; see the README on PyTorch without a GPU")
 
 
 def install_lock(lock: str) -> None:
     path = HERE / f"{lock}.txt"
     count = sum(not line.startswith("#") for line in path.read_text().splitlines())
-    pip(f"{count} packages: {WHAT[lock]}", ["--no-deps", "-r", str(path)], count)
+    what, requirements = f"{count} packages: {WHAT[lock]}", ["--no-deps", "-r", str(path)]
+    if not uv(what, requirements):
+        report("  uv cannot: installing with pip")
+        pip(what, requirements, count)
 
 
 def install_project() -> None:
     pip("Rayconteur itself", ["--no-deps", "--no-build-isolation", "-e", str(ROOT)])
 
 
+def uv(what: str, arguments: list[str]) -> bool:
+    """As pip, in a fraction of the time. False where it does not work: not every setting of pip's is one of uv's."""
+    if not pip("uv", [UV], must_work=False):
+        return False
+    command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), *arguments]
+    return run(what, command, os.environ | uv_settings(), must_work=False)
+
+
+def uv_settings() -> dict[str, str]:
+    """From where pip is told to take packages, in the words of uv."""
+    said = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], check=False, capture_output=True, text=True)
+    of_pip = dict(re.findall(r"([a-z-]+)='(.*)'$", said.stdout, re.MULTILINE))
+    of_uv = {
+        "UV_DEFAULT_INDEX": of_pip.get("index-url"),
+        "UV_INDEX": of_pip.get("extra-index-url"),
+        "UV_FIND_LINKS": of_pip.get("find-links"),
+        # pip looks for the newest in all of them.
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_HTTP_TIMEOUT": of_pip.get("default-timeout"),
+    }
+    return {name: value for name, value in of_uv.items() if value}
+
+
 def pip(what: str, arguments: list[str], count: int = 0, *, must_work: bool = True) -> bool:
-    """Run pip and show how far it is; its own lines are shown only if it fails."""
-    started = time.monotonic()
     command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *arguments]
+    return run(what, command, os.environ, count, must_work=must_work)
+
+
+def run(what: str, command: list[str], environment: Mapping[str, str], count: int = 0, *, must_work: bool) -> bool:
+    """Show how far an installer is; its own lines are shown only if it fails."""
+    started = time.monotonic()
     lines: list[str] = []
     with Progress(what) as progress:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         assert process.stdout is not None
         collected = 0
         for line in process.stdout:
