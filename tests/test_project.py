@@ -111,6 +111,15 @@ def test_each_make_target_has_a_word_of_help() -> None:
     assert set(phony) - set(helped) == {"environment", "tools", "models"}
 
 
+def test_every_test_that_starts_ray_is_where_make_test_looks_for_it() -> None:
+    places = re.findall(r"^WITH_RAY := (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split()
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "ray" in path.read_text()]
+
+    assert marked
+    for path in marked:
+        assert any(path.is_relative_to(ROOT / place) for place in places), f"{path} is in none of {places}"
+
+
 def test_the_gateway_is_small() -> None:
     """Every replica of it pays for what it imports; the parts behind it have these."""
     heavy = "{'vllm', 'torch', 'transformers', 'lancedb', 'lance', 'pyarrow', 'openvino', 'alembic'}"

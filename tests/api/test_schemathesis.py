@@ -42,7 +42,6 @@ def lines(_context: Any, value: object) -> bytes:
     return str(value).encode(errors="surrogatepass")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_no_request_is_answered_with_a_5xx(shared_api: Api, mode: GenerationMode) -> None:
     failures: list[str] = []
