@@ -175,12 +175,15 @@ class Writer:
                 documents.append(self.system.add_document(self.store_id, f"passage {version}"))
             self.contents[version] = set(documents)
             self.system.say("conv_1", str(version))
-            if version % 20 == 0:
+            if version % 10 == 0:
                 self.system.index.optimize(self.store_id)
-            if version == 30:
+            if version == 12:
                 self.has_begun.set()
 
 
+@pytest.mark.parametrize(
+    ("database_url", "other_database_url"), [("sqlite", "postgresql"), ("postgresql", "sqlite")], indirect=True
+)
 def test_a_backup_under_load_is_the_state_at_one_moment(any_system: System, any_elsewhere: System) -> None:
     here, there = any_system, any_elsewhere
     here.log.create_conversation("conv_1", {}, ())
