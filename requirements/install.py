@@ -59,11 +59,12 @@ def make_environment() -> None:
 def install_torch_for_cpu() -> None:
     """Before everything else, so that nothing can bring in the far larger build for GPUs."""
     torch = next(line for line in (HERE / "cpu.txt").read_text().splitlines() if line.startswith("torch=="))
-    if pip("PyTorch for a CPU", ["--no-deps", torch], must_work=False):
+    what = "PyTorch for a CPU"
+    if uv(what, ["--no-deps", torch]) or pip(what, ["--no-deps", torch], must_work=False):
         return
     # The package index has no such wheel. uv knows the address of PyTorch's own index of CPU wheels.
-    report("  pip finds no such wheel: taking it from PyTorch's own CPU index, with uv")
-    if not uv("PyTorch for a CPU", ["--no-deps", "--torch-backend=cpu", torch.removesuffix("+cpu")]):
+    report("  the package index has no such wheel: taking it from PyTorch's own, with uv")
+    if not uv(what, ["--no-deps", "--torch-backend=cpu", torch.removesuffix("+cpu")]):
         fail(f"{torch} could not be installed; see the README on PyTorch without a GPU")
 
 
@@ -81,7 +82,7 @@ def install_project() -> None:
 
 
 def uv(what: str, arguments: list[str]) -> bool:
-    """As pip, in a fraction of the time. False where it does not work: not every setting of pip's is one of uv's."""
+    """As pip, and faster. False where it does not work: uv knows not all settings of pip."""
     if not pip("uv", [UV], must_work=False):
         return False
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), *arguments]
