@@ -32,20 +32,25 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(cluster: None) -> DeploymentHandle[Any]:
-    serve.start(proxy_location="Disabled")
-    router = RequestRouterConfig(
-        request_router_class="deployments.prefix_router.PrefixRouter",
-        request_router_kwargs={"max_lead": MAX_LEAD, "num_fallback_replicas": 1},
-    )
-    deployment = serve.deployment(
-        Desk,
-        num_replicas=3,
-        max_ongoing_requests=100,
-        ray_actor_options={"num_cpus": 0.1},
-        request_router_config=router,
-    )
-    return serve.run(deployment.bind(), route_prefix=None)
+def desk() -> Iterator[DeploymentHandle[Any]]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20)
+    try:
+        serve.start(proxy_location="Disabled")
+        router = RequestRouterConfig(
+            request_router_class="deployments.prefix_router.PrefixRouter",
+            request_router_kwargs={"max_lead": MAX_LEAD, "num_fallback_replicas": 1},
+        )
+        deployment = serve.deployment(
+            Desk,
+            num_replicas=3,
+            max_ongoing_requests=100,
+            ray_actor_options={"num_cpus": 0.1},
+            request_router_config=router,
+        )
+        yield serve.run(deployment.bind(), route_prefix=None)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def who(desk: DeploymentHandle[Any], session: str) -> str:
