@@ -5,6 +5,7 @@ import itertools
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import orjson
@@ -30,7 +31,10 @@ class Figures:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str, max_tokens: int) -> Sample:
-    """One streamed answer of exactly `max_tokens` tokens. Raises `RuntimeError` if the server refuses or fails."""
+    """One streamed answer of exactly `max_tokens` tokens. Raises `RuntimeError` if the server fails.
+
+    If it is refused for now, it asks again when it was told to, as OpenAI's client does; its time goes on meanwhile.
+    """
     payload = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -44,9 +48,7 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str,
     arrivals: list[float] = []
     output_tokens = 0
     headers = {"cache-control": "no-store"}
-    async with session.post(f"{url}/v1/chat/completions", json=payload, headers=headers) as response:
-        if response.status != 200:
-            raise RuntimeError(f"{response.status}: {await response.text()}")
+    async with await _post(session, f"{url}/v1/chat/completions", payload, headers) as response:
         async for line in response.content:
             if not line.startswith(b"data: {"):
                 continue
@@ -59,6 +61,17 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str,
                 output_tokens = chunk["usage"]["completion_tokens"]
     gaps = tuple(later - earlier for earlier, later in itertools.pairwise(arrivals))
     return Sample(arrivals[0] - began, gaps, time.perf_counter() - began, output_tokens)
+
+
+async def _post(
+    session: aiohttp.ClientSession, url: str, payload: dict[str, Any], headers: dict[str, str]
+) -> aiohttp.ClientResponse:
+    while (response := await session.post(url, json=payload, headers=headers)).status == 429:
+        response.release()
+        await asyncio.sleep(float(response.headers["retry-after-ms"]) / 1e3)
+    if response.status != 200:
+        raise RuntimeError(f"{response.status}: {await response.text()}")
+    return response
 
 
 async def run_load(url: str, model: str, *, streams: int, requests: int, max_tokens: int, salt: str) -> Figures:

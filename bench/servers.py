@@ -72,7 +72,8 @@ def started(server: Server) -> Iterator[psutil.Process]:
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            start_new_session=True,
+            # In this client's session: between sessions Linux shares the processors out, and lets this one starve.
+            process_group=0,
         )
     try:
         wait_until_ready(server, process, Path(log.name))

