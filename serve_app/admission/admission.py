@@ -76,6 +76,8 @@ class Admission:
 
     def has_room(self, tier: Tier) -> bool:
         """Whether a usual request of this tier would be let in at once."""
+        if tier == "background" and not self._queues[tier] and self.inside.owes_usual():
+            return True
         return not self._is_anybody_before(tier) and self.inside.fits_usual(tier)
 
     def configure(self, settings: AdmissionSettings) -> None:
@@ -171,6 +173,8 @@ class Admission:
 
     def _may_enter(self, request: Request) -> bool:
         tier = request.demand.tier
+        if tier == "background" and not self._queues[tier] and self.inside.is_owed(request.load):
+            return True
         if self._is_anybody_before(tier):
             return False
         return self.inside.fits(tier, request.load) and self.inside.leaves_room(request)
@@ -192,7 +196,13 @@ class Admission:
                 request.admitted.set_result(None)
 
     def _next(self) -> Request | None:
-        """Where one finds no room nobody overtakes it, unless it has to leave room for just that one."""
+        """Where one finds no room nobody overtakes it, unless it has to leave room for just that one.
+
+        Nor does background work wait for others with what it is owed.
+        """
+        for request in self._queues["background"].heads()[:1]:
+            if self.inside.is_owed(request.load):
+                return request
         queue = next((queue for queue in self._queues.values() if queue), None)
         for request in queue.heads() if queue else ():
             if not self.inside.fits(request.demand.tier, request.load):

@@ -15,6 +15,9 @@ from serve_app.types import Capacity
 _OPEN_TO_ALL = 0.8
 """Share of an engine's sequences; the others are for `priority`, see `tiers.SHARES`."""
 
+_OWED_TO_BACKGROUND = 1 / 8
+"""Share of what everybody may use that is background work's in any case: it comes last, and yet goes on."""
+
 _FIRST_GUESS_TOKENS = 128
 """How long answers are, before there have been any."""
 _NEWEST_WEIGHS = 0.05
@@ -46,6 +49,7 @@ class Inside:
     def __init__(self) -> None:
         self.load = Load()
         """Of all that is inside."""
+        self._background = Load()
         self._requests: set[Request] = set()
         self._callers = {tier: Callers() for tier in TIERS}
         self._pace = Pace()
@@ -128,7 +132,15 @@ class Inside:
         return (self.load + load.at_most(room)).fits(room)
 
     def fits_usual(self, tier: Tier) -> bool:
-        return self.fits(tier, Load(1, self._answer_tokens))
+        return self.fits(tier, self._usual())
+
+    def is_owed(self, load: Load) -> bool:
+        """Whether there is a place for this background work, however many others are inside or wait."""
+        share = replace(self._open * _OWED_TO_BACKGROUND, unread=math.inf)
+        return (self._background + load.at_most(share)).fits(share)
+
+    def owes_usual(self) -> bool:
+        return self.is_owed(self._usual())
 
     def leaves_room(self, request: Request) -> bool:
         """For its tier's other callers."""
@@ -151,6 +163,9 @@ class Inside:
     def answer_seconds(self, request: Request) -> float:
         """As answers are written now."""
         return request.answer_tokens * (self._seconds_per_token() or 0.0)
+
+    def _usual(self) -> Load:
+        return Load(1, self._answer_tokens)
 
     def _room(self, tier: Tier) -> Load:
         """For all that is inside once something of this tier comes in."""
@@ -193,6 +208,8 @@ class Inside:
 
     def _count(self, request: Request, load: Load) -> None:
         self.load += load
+        if request.demand.tier == "background":
+            self._background += load
         self._callers[request.demand.tier].add(request.caller, load, _now())
 
     def _in_blocks(self, tokens: int) -> int:

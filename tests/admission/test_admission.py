@@ -188,8 +188,33 @@ def test_there_is_room_for_background_until_half_is_taken() -> None:
     async def test() -> None:
         admission = build_admission(limits={"m": Limits(requests=1)})
         assert admission.has_room("background")
-        await fill(admission)
+        await fill(admission, replace(DEMAND, tier="background"))
         assert not admission.has_room("background")
+
+    run(test())
+
+
+def test_background_goes_on_slowly_in_an_engine_that_is_full_of_others() -> None:
+    async def test() -> None:
+        admission = build_admission(max_wait_s=600)
+        others = await fill(admission)
+        waiting = [asyncio.create_task(admission.enter(DEMAND)) for _ in range(3)]
+        await settle()
+
+        inside = await fill(admission, replace(DEMAND, tier="background"))
+        assert len(inside) == OPEN // 8
+        assert not admission.has_room("background")
+
+        following = asyncio.create_task(admission.enter(replace(DEMAND, tier="background")))
+        others[0].leave()
+        await settle()
+        assert not following.done(), "it goes behind who waits"
+        inside[0].leave()
+        await settle()
+        assert following.done()
+        assert len([each for each in waiting if each.done()]) < len(waiting)
+        for each in waiting:
+            each.cancel()
 
     run(test())
 
@@ -208,11 +233,14 @@ def test_better_tiers_go_first() -> None:
             order.append(tier)
             place.leave()
 
-        waiting = [asyncio.create_task(ask(tier)) for tier in reversed(TIERS)]
+        (owed,) = await fill(admission, replace(DEMAND, tier="background"))
+        background, *others = [asyncio.create_task(ask(tier)) for tier in reversed(TIERS)]
         await settle()
         for place in inside:
             place.leave()
-        await asyncio.gather(*waiting)
+        await asyncio.gather(*others)
+        owed.leave()
+        await background
 
         assert order == list(TIERS)
 
@@ -305,6 +333,7 @@ def test_background_waits_longer_than_clients_do() -> None:
     async def test() -> None:
         admission = build_admission(max_wait_s=2)
         await load_engine(admission)
+        await fill(admission, replace(DEMAND, tier="background"))
         began = asyncio.get_running_loop().time()
         with pytest.raises(Overloaded):
             await admission.enter(replace(DEMAND, tier="background"))
@@ -476,7 +505,7 @@ def test_whatever_comes_nobody_is_left_hanging_and_nothing_stays_inside(
                     try:
                         assert admission.load.sequences <= 5
                         others = admission.load.tokens - place.load.tokens
-                        assert admission.load.tokens <= 600 * 1.25 or others == 0 or tier == "priority"
+                        assert admission.load.tokens <= 600 * 1.25 or others == 0 or tier in ("priority", "background")
                         for _ in range(answer):
                             await asyncio.sleep(0.05)
                             place.wrote(1)
