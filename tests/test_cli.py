@@ -115,14 +115,6 @@ def docs(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C reaches the commands started here, even if a shell started this suite in the background, without it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 # ingest
 
 
@@ -187,7 +179,6 @@ def test_ingest_keeps_the_old_version_if_the_new_one_fails(server: Server, docs:
     assert server.contents("france")["docs/paris.md"] == "completed"
 
 
-@pytest.mark.usefixtures("_interruptible")
 def test_ingest_goes_on_after_an_interruption(server: Server, docs: Path) -> None:
     server.indexer.is_paused = True
     command = [sys.executable, "-m", "serve_app.cli", "ingest", str(docs), "--store", "france", "--url", server.url]
@@ -456,7 +447,6 @@ def test_serve_checks_the_configuration_before_it_starts_anything(tmp_path: Path
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("_interruptible")
 def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     ports = free_ports(3)
     with started(write_tiny_app(tmp_path, "front"), ports) as process:
@@ -476,7 +466,6 @@ def test_serve_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("_interruptible")
 def test_serve_shows_why_a_deployment_failed(tmp_path: Path) -> None:
     with started(write_tiny_app(tmp_path, "broken"), free_ports(3)) as process:
         _, errors = process.communicate(timeout=200)
