@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import pytest
+
 from deployments.replica import Replica
 from serve_app.vitals import CacheName, CacheSize, GpuMemory, Releasable
 from tests.fakes import RecordedMetrics
@@ -54,3 +56,13 @@ async def test_gpus_and_caches_are_gauges_as_far_as_they_are_known() -> None:
         ("rayconteur_cache_entries", "index"): 7,
     }
     assert [cache.name for cache in replica.caches()] == ["index", "gpu", "garbage"]
+
+
+async def test_what_loading_has_left_is_let_go_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica, collected = Replica(), []
+    monkeypatch.setattr("serve_app.vitals.collect_garbage", lambda: collected.append(True))
+
+    await measured(replica)
+    await measured(replica)
+
+    assert len(collected) == 1
