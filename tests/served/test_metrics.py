@@ -66,8 +66,14 @@ def test_searches_answers_and_ingestion_appear_where_prometheus_looks(client: op
         return all(growth(before[name], now[name], deployment=names[name]) >= count for name, count in expected.items())
 
     wait_until(are_added, EXPORT_TIMEOUT_S, f"the metrics show {expected}")
-    shown = {sample for page in pages() for sample in page.split() if sample.startswith("ray_rayconteur_")}
     gauges = ("ingestion_queue_files", "ingestion_oldest_seconds", "unindexed_rows", "replica_memory_bytes")
-    for gauge in (*gauges, "cache_bytes", "cache_entries"):
-        assert any(sample.startswith(f"ray_rayconteur_{gauge}{{") for sample in shown), gauge
+    wanted = tuple(f"ray_rayconteur_{gauge}{{" for gauge in (*gauges, "cache_bytes", "cache_entries"))
+
+    # Each is exported when it was set last, so not all stand on one page.
+    def are_shown() -> bool:
+        seen.update(name for name in wanted for page in pages() if name in page)
+        return seen == set(wanted)
+
+    seen = set[str]()
+    wait_until(are_shown, EXPORT_TIMEOUT_S, f"one of the gauges {wanted}")
     client.vector_stores.delete(store_id)
