@@ -66,9 +66,11 @@ async def ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str,
 async def _post(
     session: aiohttp.ClientSession, url: str, payload: dict[str, Any], headers: dict[str, str]
 ) -> aiohttp.ClientResponse:
-    while (response := await session.post(url, json=payload, headers=headers)).status == 429:
+    response = await session.post(url, json=payload, headers=headers)
+    while response.status == 429 and "retry-after-ms" in response.headers:
         response.release()
         await asyncio.sleep(float(response.headers["retry-after-ms"]) / 1e3)
+        response = await session.post(url, json=payload, headers=headers)
     if response.status != 200:
         raise RuntimeError(f"{response.status}: {await response.text()}")
     return response

@@ -76,9 +76,8 @@ class Admission:
 
     def has_room(self, tier: Tier) -> bool:
         """Whether a usual request of this tier would be let in at once."""
-        if tier == "background" and not self._queues[tier] and self.inside.owes_usual():
-            return True
-        return not self._is_anybody_before(tier) and self.inside.fits_usual(tier)
+        usual = self.inside.usual_load()
+        return self._is_owed(tier, usual) or (not self._is_anybody_before(tier) and self.inside.fits(tier, usual))
 
     def configure(self, settings: AdmissionSettings) -> None:
         self._settings = settings
@@ -173,11 +172,14 @@ class Admission:
 
     def _may_enter(self, request: Request) -> bool:
         tier = request.demand.tier
-        if tier == "background" and not self._queues[tier] and self.inside.is_owed(request.load):
+        if self._is_owed(tier, request.load):
             return True
         if self._is_anybody_before(tier):
             return False
         return self.inside.fits(tier, request.load) and self.inside.leaves_room(request)
+
+    def _is_owed(self, tier: Tier, load: Load) -> bool:
+        return tier == "background" and not self._queues[tier] and self.inside.is_owed(load)
 
     def _is_anybody_before(self, tier: Tier) -> bool:
         return any(self._queues[each] for each in TIERS[: TIERS.index(tier) + 1])

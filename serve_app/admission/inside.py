@@ -131,16 +131,14 @@ class Inside:
         room = self._room(tier)
         return (self.load + load.at_most(room)).fits(room)
 
-    def fits_usual(self, tier: Tier) -> bool:
-        return self.fits(tier, self._usual())
+    def usual_load(self) -> Load:
+        """Of a request about whose prompt nothing is known."""
+        return Load(1, self._answer_tokens)
 
     def is_owed(self, load: Load) -> bool:
         """Whether there is a place for this background work, however many others are inside or wait."""
         share = replace(self._open * _OWED_TO_BACKGROUND, unread=math.inf)
         return (self._background + load.at_most(share)).fits(share)
-
-    def owes_usual(self) -> bool:
-        return self.is_owed(self._usual())
 
     def leaves_room(self, request: Request) -> bool:
         """For its tier's other callers."""
@@ -163,9 +161,6 @@ class Inside:
     def answer_seconds(self, request: Request) -> float:
         """As answers are written now."""
         return request.answer_tokens * (self._seconds_per_token() or 0.0)
-
-    def _usual(self) -> Load:
-        return Load(1, self._answer_tokens)
 
     def _room(self, tier: Tier) -> Load:
         """For all that is inside once something of this tier comes in."""

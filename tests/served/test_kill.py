@@ -172,7 +172,7 @@ def test_answers_go_on_where_their_generator_was_killed(application: Application
     assert set(reasons) <= {None, "max_output_tokens"}
     # Where the tokens at the seam can be read in two ways, the model may go on in another.
     same = [pair for pair in zip(broken, unbroken, strict=True) if pair[0].output_text == pair[1].output_text]
-    assert len(same) >= len(PROMPTS) / 2
+    assert len(same) >= len(PROMPTS) - 1
     for one, other in same:
         assert one.usage is not None
         assert other.usage is not None
