@@ -35,7 +35,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applicatio
     }
     with pytest.MonkeyPatch.context() as environment:
         # Or a test of them waits ten seconds, and the end half a minute for load balancers that are not there.
-        environment.setenv("RAY_metrics_report_interval_ms", "1000")
+        environment.setenv("RAY_metrics_report_interval_ms", "4000")
         environment.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
         with serving(
             folder,
