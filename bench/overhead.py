@@ -1,20 +1,22 @@
 """What Rayconteur costs over the bare engine: the same load on vLLM's own server, on Ray's app, and on Rayconteur.
 
 One after the other on this machine, with the same model and engine arguments (those of the YAML), each started fresh.
-Prints a Markdown table, with Ray's and Rayconteur's figures as ratios to vLLM's own server in the same run.
+Prints a Markdown table, with figures as ratios to those of vLLM's own server in the same run. That one runs once more
+beside a Ray that has nothing to do: what the processes of Ray take from the processors is in each application on it.
 """
 
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from bench.figures import found, parse_arguments
 from bench.load import Figures, run_load
-from bench.servers import OURS, ROOT, VLLM, Server, read_config, servers, started
+from bench.servers import OURS, ROOT, VLLM, Server, idle_ray, read_config, servers, started
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Load:
     max_tokens: int
 
 
+BESIDE_RAY = f"{VLLM}, beside an idle Ray"
 LOADS = (Load(1, 24, 16), Load(8, 24, 48), Load(32, 64, 48))
 
 
@@ -39,12 +42,16 @@ def main() -> None:
         for server in servers(arguments.config, generator, engine_environment)
         if not arguments.only or arguments.only.lower() in server.name.lower()
     ]
+    rows: list[tuple[str, Server, Callable[[], AbstractContextManager[None]]]]
+    rows = [(server.name, server, nullcontext) for server in chosen]
+    rows[1:1] = [(BESIDE_RAY, server, idle_ray) for server in chosen if server.name == VLLM]
     results: dict[str, dict[int, list[Figures]]] = {}
     for round_number in range(arguments.rounds):
-        for server in chosen:
-            with started(server):
+        for name, server, surroundings in rows:
+            with surroundings(), started(server):
                 for load, figures in measure(server, generator.model_id, f"round {round_number}"):
-                    results.setdefault(server.name, {}).setdefault(load.streams, []).append(figures)
+                    print(f"{name}, {load.streams} streams: {figures}", file=sys.stderr, flush=True)
+                    results.setdefault(name, {}).setdefault(load.streams, []).append(figures)
     print_table(results)
 
 
@@ -61,7 +68,6 @@ def measure(server: Server, model: str, salt: str) -> Iterator[tuple[Load, Figur
                 salt=f"{salt} {load.streams}",
             )
         )
-        print(f"{server.name}, {load.streams} streams: {figures}", file=sys.stderr, flush=True)
         yield load, figures
 
 

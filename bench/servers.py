@@ -18,6 +18,7 @@ import psutil
 import yaml
 
 from bench.ray_app import ENVIRONMENT as RAY_APP_ENVIRONMENT
+from serve_app.cli.cluster import Ports, RayHead, free_ports
 from serve_app.config import AppConfig, GeneratorConfig
 from serve_app.models import resolve_model
 from tests.served.application import serving
@@ -84,6 +85,17 @@ def started(server: Server) -> Iterator[psutil.Process]:
             process.wait(STOP_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def idle_ray() -> Iterator[None]:
+    """Ray as `rayconteur serve` starts it, with nothing to do. What runs beside it starts later and ends earlier."""
+    head = RayHead(Ports(*free_ports(2)), 2, os.environ)
+    try:
+        head.start()
+        yield
+    finally:
+        head.stop()
 
 
 def wait_until_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:

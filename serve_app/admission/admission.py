@@ -23,7 +23,7 @@ from serve_app.errors import Overloaded
 from serve_app.metrics import ADMISSION_WAIT_SECONDS, ADMITTED, NO_METRICS, REFUSED, Metrics
 from serve_app.types import Capacity
 
-SURE = 0.75
+SURE = 0.4
 """Share of the longest wait that may be forecast: who is let wait is not to be refused in the end."""
 
 BACKGROUND_WAIT_S = 60.0
