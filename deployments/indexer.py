@@ -29,6 +29,8 @@ from serve_app.vitals import Releasable
 logger = logging.getLogger(__name__)
 
 _MEASURE_EVERY_S = 15
+"""Ray shows a gauge for two of its report intervals after it was set: for 20 s, by default."""
+
 _NICENESS = 19
 """The highest there is: about a seventieth of a busy core beside a process of niceness 0."""
 

@@ -24,7 +24,9 @@ from serve_app.metrics import ADMISSION_WAIT_SECONDS, ADMITTED, NO_METRICS, REFU
 from serve_app.types import Capacity
 
 SURE = 0.4
-"""Share of the longest wait that may be forecast: who is let wait is not to be refused in the end."""
+"""Share of the longest wait that may be forecast: who is let wait is not to be refused in the end. At four times the
+capacity (`bench.goodput`) more than one refusal in twenty came only after that wait with 0.75, and fewer with this.
+"""
 
 BACKGROUND_WAIT_S = 60.0
 """What no client waits for is refused only after so long, and then asks again."""
