@@ -69,7 +69,7 @@ def test_searches_answers_and_ingestion_appear_where_prometheus_looks(client: op
     gauges = ("ingestion_queue_files", "ingestion_oldest_seconds", "unindexed_rows", "replica_memory_bytes")
     wanted = tuple(f"ray_rayconteur_{gauge}{{" for gauge in (*gauges, "cache_bytes", "cache_entries"))
 
-    # Ray shows a gauge for two of its report intervals after it was set: some are set every five seconds, some every 15.
+    # Ray shows a gauge for two of its report intervals after it was set: some every 5 s, some every 15.
     def are_shown() -> bool:
         shown = "".join(pages())
         seen.update(name for name in wanted if name in shown)
