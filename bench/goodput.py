@@ -7,8 +7,9 @@ unloaded time: the others get the same requests at the same times, and are held 
 server and Ray's app, with the same model and engine arguments, each started fresh.
 
 Requests arrive at random times (Poisson, from a fixed seed) whatever has become of those before. Those of the first
-seconds of a phase only fill the server and are not counted. When a phase is over, those that can still become good are
-waited for; what runs after that is cut, and counts as not answered. Prints Markdown.
+seconds of a phase only fill the server and are not counted: as long as it is not full, more of them are answered than
+it can keep up. When a phase is over, those that can still become good are waited for; what runs after that is cut, and
+counts as not answered. Prints Markdown.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--only", help="run only servers whose name holds this")
     parser.add_argument("--loads", type=float, nargs="+", default=[1, 2, 4, 8], help="multiples of the capacity")
     parser.add_argument("--seconds", type=float, default=30, help="of each load, that are counted")
-    parser.add_argument("--warm", type=float, default=8, help="seconds before them")
+    parser.add_argument("--warm", type=float, default=25, help="seconds before them: more than an answer takes")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parse_arguments(parser)
     generator, engine_environment = read_config(arguments.config)
