@@ -48,8 +48,9 @@ async def measure(url: str, arguments: argparse.Namespace) -> None:
     async with open_session() as session:
         default = Chats(session, url, served_model(url), "Default")
         priority = replace(default, salt="Priority", fields={"service_tier": "priority"})
-        unloaded_s = await measure_unloaded(priority.ask, arguments.unloaded)
+        # Not after priority requests: for a while they hold others back.
         capacity_per_s = await measure_capacity(default.ask)
+        unloaded_s = await measure_unloaded(priority.ask, arguments.unloaded)
         print(
             f"capacity {capacity_per_s:.2f} answers/s; {arguments.load:g} times that arrive, and {arguments.rate:g}/s"
         )
