@@ -165,9 +165,9 @@ def test_priority_finds_a_place_in_an_engine_that_is_full_for_others() -> None:
     run(test())
 
 
-def test_while_priority_requests_come_others_fill_half() -> None:
+def test_while_priority_requests_come_others_fill_their_share() -> None:
     async def test() -> None:
-        admission = build_admission()
+        admission = build_admission(beside_priority=0.5)
         (place,) = await fill(admission, replace(DEMAND, tier="priority"), most=1)
         place.leave()
         assert len(await fill(admission)) == OPEN // 2
