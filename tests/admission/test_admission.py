@@ -221,7 +221,7 @@ def test_background_goes_on_slowly_in_an_engine_that_is_full_of_others() -> None
 
 def test_better_tiers_go_first() -> None:
     async def test() -> None:
-        admission = build_admission(limits={"m": Limits(requests=4)}, max_wait_s=600)
+        admission = build_admission(limits={"m": Limits(requests=4)}, max_wait_s=600, beside_priority=0.5)
         inside = await fill(admission, replace(DEMAND, tier="priority"), most=5)
         await asyncio.sleep(0.1)
         for place in inside:
