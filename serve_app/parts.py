@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from serve_app.admission.admissions import Admissions
+from serve_app.conversation.checks import check_turn
 from serve_app.metrics import NO_METRICS, Metrics, Tally
 from serve_app.types import (
     AppendItems,
@@ -211,6 +212,9 @@ class Sessions:
         return answered
 
     async def open_turn(self, turn: OpenTurn) -> OpenedTurn:
+        if turn.is_alone:
+            check_turn(turn)
+            return OpenedTurn(Window(), log_id=None)
         answered: OpenedTurn = await self._run(turn.conversation_id or turn.response["id"], "open_turn", turn)
         return answered
 

@@ -478,6 +478,11 @@ class OpenTurn:
     job: Json | None = None
     """Of a background response: the request, as whoever answers it will find it. It is queued with the question."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing came before it and nothing of it is kept, so that it has nothing to do with a log."""
+        return not self.store and self.conversation_id is None and self.previous_response_id is None
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:

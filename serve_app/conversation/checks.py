@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from serve_app.errors import InvalidRequest, NotFound
-from serve_app.types import Json
+from serve_app.types import Json, OpenTurn
 
 MAX_ID_LENGTH = 80
 MAX_KEY_LENGTH = 255
@@ -20,6 +20,14 @@ def is_id(value: object) -> bool:
 
 def not_found(kind: str, missing_id: str, param: str | None = None) -> NotFound:
     return NotFound(f"{kind} with id {missing_id!r} not found.", param=param)
+
+
+def check_turn(turn: OpenTurn) -> None:
+    """Raises `InvalidRequest` for a question that cannot be stored, whether it is to be or not."""
+    check_items(turn.input_items, "input")
+    check_json(turn.response)
+    if turn.idempotency_key is not None:
+        check_key(turn.idempotency_key)
 
 
 def check_key(key: str) -> None:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import IntegrityError
 
-from serve_app.conversation.checks import check_items, check_json, check_key, not_found
+from serve_app.conversation.checks import check_items, check_json, check_key, check_turn, not_found
 from serve_app.conversation.conversations import (
     EXPIRED_AT_ONCE,
     change_conversation,
@@ -289,10 +289,7 @@ class ConversationLog:
         Raises `NotFound` for an unknown conversation or previous response, and `Conflict` if the previous response, or
         another request with the same idempotency key, is still in progress.
         """
-        check_items(turn.input_items, "input")
-        check_json(turn.response)
-        if turn.idempotency_key is not None:
-            check_key(turn.idempotency_key)
+        check_turn(turn)
         if turn.conversation_id is None and not turn.store:
             return self._open_unstored(turn)
         try:
