@@ -1,5 +1,6 @@
 """What every replica says of itself and lets go of, whichever deployment it is of."""
 
+import logging
 import time
 from collections.abc import Sequence
 
@@ -18,6 +19,9 @@ class Replica:
     """The deployments override what they have more of: caches, an engine, counts, processes, a GPU of their own."""
 
     def __init__(self) -> None:
+        # Ray Serve writes into a replica's log what its own logger is told, and of others no more than warnings.
+        for name in ("serve_app", "deployments"):
+            logging.getLogger(name).parent = logging.getLogger("ray.serve")
         self.metrics: Metrics = RayMetrics()
         self.processes = [psutil.Process()]
         """This one, and those that it has started."""
