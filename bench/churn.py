@@ -22,7 +22,7 @@ from bench.passages import FILE_PASSAGES, make_files, make_texts, make_vectors
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.maintenance import KEEP_VERSIONS_FOR
 from serve_app.knowledge.search import IndexReader
-from serve_app.types import Ranking, SearchQuery
+from serve_app.types.knowledge import Ranking, SearchQuery
 
 CHURNED, FRESH = "vs_c0", "vs_f0"
 KEPT_VERSIONS = 10

@@ -27,7 +27,8 @@ from serve_app.generation.question import widen
 from serve_app.knowledge.encode import TextEncoder, load_encoder
 from serve_app.knowledge.search import IndexReader
 from serve_app.search import Search, find_passages
-from serve_app.types import FloatMatrix, Json, Passage, Ranking, SearchQuery, StoreTable
+from serve_app.types import FloatMatrix, Json
+from serve_app.types.knowledge import Passage, Ranking, SearchQuery, StoreTable
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = "vs_d0"

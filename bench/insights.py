@@ -33,7 +33,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.knowledge.encode import TextEncoder, load_encoder
 from serve_app.parts import Sessions
 from serve_app.storage.database import open_database
-from serve_app.types import AppendItems, FloatMatrix, Json, MessageFacts, new_id
+from serve_app.types import FloatMatrix, Json, new_id
+from serve_app.types.conversation import AppendItems, MessageFacts
 
 ROOT = Path(__file__).resolve().parent.parent
 MESSAGES = 200

@@ -22,6 +22,8 @@ MIN_TOKENS, MAX_TOKENS = 32, 48
 STREAMS = 32
 """As many as the default settings let the engine compute at once."""
 ASK_AGAIN_AFTER_S = 0.05
+RETRIES = 2
+"""As many as OpenAI's client makes by default."""
 
 _FIRST_TOKEN = re.compile(rb'"content":\s?"[^"]')
 _ERROR = re.compile(rb'^data: \{"error"', re.MULTILINE)
@@ -29,7 +31,11 @@ _DONE = b"data: [DONE]"
 
 
 class Refused(Exception):
-    """The server answered 429."""
+    """The server answered 429, and when to come back."""
+
+    def __init__(self, retry_after_s: float = 0.0) -> None:
+        super().__init__()
+        self.retry_after_s = retry_after_s
 
 
 class Failed(Exception):
@@ -49,6 +55,8 @@ class Attempt:
     first_token_s: float | None = None
     total_s: float = 0.0
     reason: str = ""
+    retries: int = 0
+    """So often it was refused and asked again."""
 
     def mark_first_token(self) -> None:
         if self.first_token_s is None:
@@ -127,9 +135,25 @@ async def check(response: aiohttp.ClientResponse) -> None:
     """Raises `Refused` or `Failed` for what is no answer."""
     if response.status == 429:
         await response.read()
-        raise Refused
+        raise Refused(float(response.headers.get("retry-after-ms", 0)) / 1e3)
     if response.status != 200:
         raise Failed(f"{response.status}: {(await response.text())[:300]}")
+
+
+def with_retries(send: Send) -> Send:
+    """As OpenAI's client sends it: refused, it asks again when it was told to, and gives up after the last retry."""
+
+    async def send_again(attempt: Attempt) -> None:
+        try:
+            await send(attempt)
+        except Refused as refusal:
+            if attempt.retries == RETRIES:
+                raise
+            attempt.retries += 1
+            await asyncio.sleep(refusal.retry_after_s)
+            await send_again(attempt)
+
+    return send_again
 
 
 def open_session() -> aiohttp.ClientSession:

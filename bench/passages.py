@@ -10,7 +10,8 @@ import numpy as np
 
 from serve_app.knowledge.index import FilePassages
 from serve_app.knowledge.split import Piece
-from serve_app.types import Comparison, FloatMatrix
+from serve_app.types import FloatMatrix
+from serve_app.types.knowledge import Comparison
 
 DIMENSIONS = 384
 FILE_PASSAGES = 20

@@ -33,7 +33,7 @@ from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
-from serve_app.types import Ranking, SearchQuery
+from serve_app.types.knowledge import Ranking, SearchQuery
 from tests.encoder import write_encoder
 
 FIRST, OTHER = "all-minilm-l6-v2", "two-layers"

@@ -164,7 +164,8 @@ def run_command(command: Sequence[str], environment: dict[str, str], output: Pat
         assert process.stderr
         for line in process.stderr:
             say(f"    {line.rstrip()}")
-            said.append(line.strip())
+            # Those of an exception group are drawn with a frame.
+            said.append(line.strip(" |\n"))
         process.wait()
     if is_over.is_set():
         return f"over its time of {minutes(budget_s)}"

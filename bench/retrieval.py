@@ -21,7 +21,8 @@ from serve_app.knowledge.encode import TextEncoder, load_encoder
 from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import passage_size, split, texts_to_encode
-from serve_app.types import Json, Ranking, SearchQuery
+from serve_app.types import Json
+from serve_app.types.knowledge import Ranking, SearchQuery
 
 RANKINGS = {
     "vector": Ranking(text_weight=0),

@@ -33,7 +33,8 @@ from serve_app.cli.cluster import DEFAULT_ENVIRONMENT, OBJECT_STORE_BYTES
 from serve_app.config import AppConfig, StorageConfig
 from serve_app.knowledge.index import IndexWriter
 from serve_app.knowledge.search import IndexReader
-from serve_app.types import FloatMatrix, Ranking, SearchQuery
+from serve_app.types import FloatMatrix
+from serve_app.types.knowledge import Ranking, SearchQuery
 
 QUESTIONS = 200
 QUESTIONS_SEED = 2**32

@@ -24,17 +24,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.conversation.transfer import import_conversation
 from serve_app.storage.database import Database, open_database
 from serve_app.storage.schema import items, logs
-from serve_app.types import (
-    AppendItems,
-    CloseTurn,
-    ForkConversation,
-    ItemSearch,
-    Json,
-    OpenTurn,
-    PageQuery,
-    new_id,
-    now_s,
-)
+from serve_app.types import Json, PageQuery, new_id, now_s
+from serve_app.types.conversation import AppendItems, CloseTurn, ForkConversation, ItemSearch, OpenTurn
 
 LONG = 10_000
 WORDS = "the ferry sails at noon from the old harbour and carries forty people two cars and the post " * 4

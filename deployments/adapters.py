@@ -26,16 +26,13 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from serve_app.errors import InternalError, NotFound, Overloaded, RayconteurError, Timeout, Unavailable
 from serve_app.metrics import CATALOGUE, Metric
 from serve_app.parts import Generator, Sessions
-from serve_app.types import (
+from serve_app.types import FloatMatrix, Json, Scores
+from serve_app.types.generation import Capacity, GenerationRequest
+from serve_app.types.knowledge import (
     AttributeChange,
-    Capacity,
-    FloatMatrix,
-    GenerationRequest,
-    Json,
     Optimization,
     Passage,
     RerankRequest,
-    Scores,
     SearchQuery,
     StoreFileRef,
     StoreVersionRef,

@@ -10,7 +10,8 @@ from deployments.replica import Replica
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoders
 from serve_app.knowledge.rerank import load_cross_encoder
-from serve_app.types import FloatMatrix, RerankRequest, Scores
+from serve_app.types import FloatMatrix, Scores
+from serve_app.types.knowledge import RerankRequest
 
 
 class Embedder(Replica):

@@ -25,7 +25,8 @@ from serve_app.counts import Counted, Counts
 from serve_app.errors import InternalError, InvalidRequest, NotFound, RayconteurError, Unavailable
 from serve_app.generation.pulse import Pulse
 from serve_app.models import resolve_model
-from serve_app.types import Capacity, GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import Capacity, GenerationRequest
 from serve_app.vitals import EngineVitals, GpuMemory, Releasable
 
 if TYPE_CHECKING:

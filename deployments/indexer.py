@@ -23,7 +23,7 @@ from serve_app.knowledge.reembed import Reembedder
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
-from serve_app.types import AttributeChange, Optimization, StoreFileRef, StoreVersionRef, TableState
+from serve_app.types.knowledge import AttributeChange, Optimization, StoreFileRef, StoreVersionRef, TableState
 from serve_app.vitals import Releasable
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from deployments.replica import Replica
 from serve_app.config import AppConfig
 from serve_app.knowledge.search import IndexReader
-from serve_app.types import Passage, SearchQuery
+from serve_app.types.knowledge import Passage, SearchQuery
 from serve_app.vitals import Releasable
 
 

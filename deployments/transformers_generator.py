@@ -13,7 +13,8 @@ import ray
 from deployments.generator import fastest_dtype, openmp_threads
 from deployments.replica import Replica
 from serve_app.config import AppConfig
-from serve_app.types import Capacity, GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import Capacity, GenerationRequest
 
 
 class TransformersGenerator(Replica):

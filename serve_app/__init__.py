@@ -3,7 +3,7 @@
 In the order in which it is best read; each file knows only those above it:
 
 errors.py       what can go wrong, with its HTTP status
-types.py        the plain values that cross processes
+types/          the plain values that cross processes
 config.py       `AppConfig`, the `args:` of serve_config.yaml
 models.py       where a model lies on this machine
 metrics.py      what an operator can watch

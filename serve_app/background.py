@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 from weakref import WeakValueDictionary
 
@@ -35,15 +36,18 @@ from serve_app.events import (
 from serve_app.generation.answer import Answer
 from serve_app.parts import Parts
 from serve_app.storage.database import Database
-from serve_app.types import CloseTurn, Json
+from serve_app.types import Json
+from serve_app.types.conversation import CloseTurn
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_EVERY_S = 0.25
 """What the model writes is seen this much later at most: few enough commits for any database."""
 
-MAX_CLAIMS = 20
-"""What has been claimed so often cannot be answered. With the growing pauses that takes a quarter of an hour."""
+MAX_ATTEMPTS = 20
+"""So often in a row it was begun and nothing came of it: it cannot be answered, and may be what kills its workers. With
+the growing pauses that takes a quarter of an hour. Waiting for room is no attempt.
+"""
 
 _RENEW_EVERY_S = LEASE_S / 5
 _LOOK_EVERY_S = 1.0
@@ -153,17 +157,22 @@ class BackgroundResponses:
             _restore(answer, turn, past := await self._read(job))
             if past:
                 logger.info("response %s: going on after %d characters", job.response_id, len(answer.raw_text))
-            if job.fence > MAX_CLAIMS:
+            if job.attempts > MAX_ATTEMPTS:
                 await self._close(job, answer.incomplete("interrupted"), answer)
             else:
                 await self._answer(turn, job, answer, _Journal(answer, past))
             return
-        except (Unavailable, Overloaded) as failure:
-            await self._release(job, max(failure.retry_after_s or 0.0, min(0.5 * 2**job.fence, _MAX_RETRY_AFTER_S)))
+        except Overloaded as failure:
+            await self._release(job, failure.retry_after_s or 0.0, has_failed=False)
+            logger.info("response %s waits for room: %s", job.response_id, failure)
+            return
+        except Unavailable as failure:
+            pause_s = min(0.5 * 2**job.attempts, _MAX_RETRY_AFTER_S)
+            await self._release(job, max(failure.retry_after_s or 0.0, pause_s), has_failed=True)
             logger.info("response %s waits: %s", job.response_id, failure)
             return
         except asyncio.CancelledError:
-            await asyncio.shield(self._release(job, 0))
+            await asyncio.shield(self._release(job, 0, has_failed=False))
             raise
         except RayconteurError as failure:
             error = failure
@@ -209,10 +218,10 @@ class BackgroundResponses:
     async def _read(self, job: ResponseJob) -> tuple[Batch, ...]:
         return await run_in_threadpool(self._jobs.read, job.response_id, 0) or ()
 
-    async def _release(self, job: ResponseJob, after_s: float) -> None:
+    async def _release(self, job: ResponseJob, after_s: float, *, has_failed: bool) -> None:
         # If this fails, too, the lease runs out.
         with suppress(RayconteurError):
-            await run_in_threadpool(self._jobs.release, job, after_s)
+            await run_in_threadpool(partial(self._jobs.release, job, after_s, has_failed=has_failed))
 
     async def _close(
         self, job: ResponseJob, response: Json, answer: Answer, error: RayconteurError | None = None

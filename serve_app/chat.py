@@ -46,16 +46,9 @@ from serve_app.generation.stream import before, parse_chunks
 from serve_app.memory import Session, fit, fit_input, fold, grown, is_full, kept_summary, token_limit
 from serve_app.parts import Parts, Sessions
 from serve_app.search import Search, build_queries, find_passages
-from serve_app.types import (
-    CacheUse,
-    CloseTurn,
-    GenerationRequest,
-    Json,
-    OpenedTurn,
-    OpenTurn,
-    Window,
-    WithdrawTurn,
-)
+from serve_app.types import Json
+from serve_app.types.conversation import CloseTurn, OpenedTurn, OpenTurn, Window, WithdrawTurn
+from serve_app.types.generation import CacheUse, GenerationRequest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from serve_app.errors import RayconteurError
-from serve_app.types import Json, Passage
+from serve_app.types import Json
+from serve_app.types.knowledge import Passage
 
 
 @dataclass(frozen=True, slots=True)

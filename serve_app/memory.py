@@ -17,7 +17,9 @@ from serve_app.generation.prompt import MAX_CHARACTERS_PER_TOKEN, add_guidance, 
 from serve_app.generation.summary import CountTokens, build_request, extract, refusal, whole_sentences
 from serve_app.metrics import SUMMARIES, SUMMARY_REFUSALS, SUMMARY_SECONDS, timed
 from serve_app.parts import Parts
-from serve_app.types import GenerationRequest, Json, KeepSummary, PastItem, Summary, Window, new_id, now_s
+from serve_app.types import Json, new_id, now_s
+from serve_app.types.conversation import KeepSummary, PastItem, Summary, Window
+from serve_app.types.generation import GenerationRequest
 
 logger = logging.getLogger(__name__)
 

@@ -12,37 +12,34 @@ from typing import Any, Protocol
 from serve_app.admission.admissions import Admissions
 from serve_app.conversation.checks import check_turn
 from serve_app.metrics import NO_METRICS, Metrics, Tally
-from serve_app.types import (
+from serve_app.types import FloatMatrix, Json, Page, PageQuery, Scores
+from serve_app.types.conversation import (
     AppendItems,
-    AttributeChange,
-    Capacity,
     CloseTurn,
     Conversation,
-    FloatMatrix,
     ForkConversation,
     FoundItems,
-    GenerationRequest,
     ItemSearch,
-    Json,
     KeepSummary,
     LoggedItem,
     OpenedTurn,
     OpenTurn,
-    Optimization,
-    Page,
-    PageQuery,
-    Passage,
     RecentMessages,
     RecordedResponse,
-    RerankRequest,
     SaveFacts,
-    Scores,
+    Window,
+    WithdrawTurn,
+)
+from serve_app.types.generation import Capacity, GenerationRequest
+from serve_app.types.knowledge import (
+    AttributeChange,
+    Optimization,
+    Passage,
+    RerankRequest,
     SearchQuery,
     StoreFileRef,
     StoreVersionRef,
     TableState,
-    Window,
-    WithdrawTurn,
 )
 from serve_app.vitals import Released, ReplicaVitals, Silence
 

@@ -11,7 +11,9 @@ from serve_app.generation.question import MAX_RESTATED_TOKENS, build_restatement
 from serve_app.knowledge.distinct import first_of_each
 from serve_app.knowledge.retrieve import retrieve
 from serve_app.parts import Parts
-from serve_app.types import Filter, GenerationRequest, Json, Passage, Ranking, StoreTable, new_id
+from serve_app.types import Json, new_id
+from serve_app.types.generation import GenerationRequest
+from serve_app.types.knowledge import Filter, Passage, Ranking, StoreTable
 
 logger = logging.getLogger(__name__)
 

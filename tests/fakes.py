@@ -17,21 +17,17 @@ from serve_app.knowledge.query_cache import CachedEmbedder
 from serve_app.knowledge.statistics import CountedRetriever
 from serve_app.metrics import CATALOGUE, Metric, Tally
 from serve_app.parts import Parts, Sessions
-from serve_app.types import (
+from serve_app.types import FloatMatrix, Json
+from serve_app.types.conversation import CloseTurn, OpenedTurn, OpenTurn, WithdrawTurn
+from serve_app.types.generation import GenerationRequest
+from serve_app.types.knowledge import (
     AttributeChange,
-    CloseTurn,
-    FloatMatrix,
-    GenerationRequest,
-    Json,
-    OpenedTurn,
-    OpenTurn,
     Optimization,
     Passage,
     SearchQuery,
     StoreFileRef,
     StoreVersionRef,
     TableState,
-    WithdrawTurn,
 )
 from serve_app.vitals import Garbage, NodeMemory, Releasable, Released, ReplicaVitals, Silence, release
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from serve_app import chat
 from serve_app.api.response_events import EventEncoder
-from serve_app.background import BackgroundResponses
+from serve_app.background import MAX_ATTEMPTS, BackgroundResponses
 from serve_app.chat import Turn
 from serve_app.config import AppConfig, StorageConfig
 from serve_app.conversation.jobs import ResponseJobs
@@ -18,6 +19,7 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from serve_app.events import Event, Finished, TextDelta
 from serve_app.storage.database import Database
+from serve_app.storage.schema import response_jobs
 from serve_app.types import Json, new_id
 from tests.fakes import FakeParts
 from tests.test_chat import RHINE, SEARCH, ask, text_of
@@ -205,6 +207,39 @@ async def test_it_waits_while_there_is_no_room(gateway: Gateway, refusal: Except
         response = response_of(await reading)
 
     assert text_of(response) == "Hello there."
+
+
+async def test_room_is_waited_for_however_often_there_is_none(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.background.MAX_ATTEMPTS", 2)
+    generator = gateway.fakes.generator
+    generator.refusal = Overloaded("full", retry_after_s=0.01)
+    async with gateway.working():
+        queued = await gateway.background.queue(in_background(ask()))
+        async with asyncio.timeout(TIMEOUT_S):
+            for _ in range(4):
+                await generator.asked_again.wait()
+                generator.asked_again.clear()
+        generator.refusal = None
+        response = response_of(await gateway.read(queued["id"]))
+
+    assert text_of(response) == "Hello there."
+
+
+async def test_what_kills_its_workers_comes_to_an_end(gateway: Gateway, database: Database) -> None:
+    queued = await gateway.background.queue(in_background(ask()))
+    jobs = ResponseJobs(database)
+    for _ in range(MAX_ATTEMPTS):
+        assert jobs.claim()
+        with database.write() as connection:
+            connection.execute(update(response_jobs).values(lease_until=1.0))
+
+    async with gateway.working():
+        response = response_of(await gateway.read(queued["id"]))
+
+    assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "interrupted"})
+    assert not gateway.fakes.generator.requests
 
 
 async def test_what_the_model_refuses_has_failed_and_is_not_taken_back(gateway: Gateway) -> None:

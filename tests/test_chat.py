@@ -30,7 +30,9 @@ from serve_app.events import (
 )
 from serve_app.generation.citations import build_citation
 from serve_app.search import Search
-from serve_app.types import CloseTurn, Json, OpenedTurn, OpenTurn, PageQuery, Ranking, StoreTable, new_id
+from serve_app.types import Json, PageQuery, new_id
+from serve_app.types.conversation import CloseTurn, OpenedTurn, OpenTurn
+from serve_app.types.knowledge import Ranking, StoreTable
 from tests.databases import opened
 from tests.fakes import FakeParts, Hold, LocalSessions, build_passage
 

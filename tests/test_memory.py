@@ -18,7 +18,9 @@ from serve_app.generation.prompt import GUIDANCE, SUMMARY
 from serve_app.generation.summary import INSTRUCTIONS
 from serve_app.memory import EXTRACT, choose_cut, fit, is_full, max_read_items, shown_text, token_limit
 from serve_app.search import Search
-from serve_app.types import Json, KeepSummary, OpenTurn, PastItem, Ranking, StoreTable, Summary, Window, new_id
+from serve_app.types import Json, new_id
+from serve_app.types.conversation import KeepSummary, OpenTurn, PastItem, Summary, Window
+from serve_app.types.knowledge import Ranking, StoreTable
 from tests.databases import opened
 from tests.fakes import FakeGenerator, FakeParts, RecordedMetrics, build_passage
 

@@ -6,7 +6,8 @@ import pytest
 
 from serve_app.errors import InvalidRequest
 from serve_app.parts import Sessions
-from serve_app.types import Json, OpenedTurn, OpenTurn, Window
+from serve_app.types import Json
+from serve_app.types.conversation import OpenedTurn, OpenTurn, Window
 
 RESPONSE: Json = {"id": "resp_1", "status": "in_progress"}
 

@@ -9,7 +9,7 @@ import pytest
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Overloaded
 from serve_app.search import Search, build_queries, find_passages
-from serve_app.types import Passage, Ranking, SearchQuery, StoreTable
+from serve_app.types.knowledge import Passage, Ranking, SearchQuery, StoreTable
 from tests.databases import opened
 from tests.fakes import FakeParts, build_passage
 

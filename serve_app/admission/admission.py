@@ -21,7 +21,7 @@ from serve_app.admission.settings import AdmissionSettings, Limits
 from serve_app.admission.tiers import TIERS, Tier
 from serve_app.errors import Overloaded
 from serve_app.metrics import ADMISSION_WAIT_SECONDS, ADMITTED, NO_METRICS, REFUSED, Metrics
-from serve_app.types import Capacity
+from serve_app.types.generation import Capacity
 
 SURE = 0.4
 """Share of the longest wait that may be forecast: who is let wait is not to be refused in the end. At four times the

@@ -6,7 +6,7 @@ from serve_app.admission.admission import Admission
 from serve_app.admission.settings import AdmissionSettings
 from serve_app.admission.tiers import TIERS, Tier
 from serve_app.metrics import IN_FLIGHT, IN_FLIGHT_TOKENS, NO_METRICS, WAITING, Metrics
-from serve_app.types import Capacity
+from serve_app.types.generation import Capacity
 
 
 class Admissions:

@@ -10,7 +10,7 @@ from serve_app.admission.load import Demand, Load
 from serve_app.admission.pace import Pace
 from serve_app.admission.settings import AdmissionSettings, Limits
 from serve_app.admission.tiers import SHARES, TIERS, Tier
-from serve_app.types import Capacity
+from serve_app.types.generation import Capacity
 
 _OPEN_TO_ALL = 0.8
 """Share of an engine's sequences; the others are for `priority`, see `tiers.SHARES`."""

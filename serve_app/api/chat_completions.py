@@ -40,7 +40,9 @@ from serve_app.generation.prompt import add_sources, fit_passages, newest_user_t
 from serve_app.generation.settings import Applied, fill_in, has_own_beams
 from serve_app.generation.stream import before, parse_chunks, stream_before
 from serve_app.search import Search, build_queries, find_passages
-from serve_app.types import CacheUse, GenerationRequest, Json, Passage
+from serve_app.types import Json
+from serve_app.types.generation import CacheUse, GenerationRequest
+from serve_app.types.knowledge import Passage
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from serve_app.generation.cache import is_determined
 from serve_app.knowledge.catalog import Catalog
 from serve_app.knowledge.history import AsOf
 from serve_app.search import Search
-from serve_app.types import CacheUse, GenerationRequest, StoreTable
+from serve_app.types.generation import CacheUse, GenerationRequest
+from serve_app.types.knowledge import StoreTable
 
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 

@@ -9,7 +9,8 @@ from pydantic import Field
 from serve_app.api.context import InContext
 from serve_app.api.items import InputItem, build_items
 from serve_app.api.wire import Metadata, PageParameters, Wire
-from serve_app.types import AppendItems, ForkConversation, ItemSearch, Json, Page, new_id
+from serve_app.types import Json, Page, new_id
+from serve_app.types.conversation import AppendItems, ForkConversation, ItemSearch
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 

@@ -16,7 +16,8 @@ from serve_app.api.errors import invalid_request
 from serve_app.api.wire import PageParameters, Wire
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.knowledge.parse import detect_media_type
-from serve_app.types import Json, StoreFileRef
+from serve_app.types import Json
+from serve_app.types.knowledge import StoreFileRef
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 

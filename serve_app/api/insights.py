@@ -16,7 +16,8 @@ from serve_app.conversation.insights.gather import gather_facts
 from serve_app.conversation.insights.message import VERSION
 from serve_app.conversation.insights.overview import build_overview
 from serve_app.errors import InvalidRequest, NotFound, RayconteurError
-from serve_app.types import ConversationFilter, Json, RecentMessages
+from serve_app.types import Json
+from serve_app.types.conversation import ConversationFilter, RecentMessages
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from serve_app.api.context import InContext
 from serve_app.generation.prompt import build_messages, text_of
 from serve_app.generation.settings import DEFAULT_MAX_TOKENS
 from serve_app.memory import fit, max_read_items, shown_text, token_limit
-from serve_app.types import Json, Summary
+from serve_app.types import Json
+from serve_app.types.conversation import Summary
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 

@@ -32,7 +32,9 @@ from serve_app.generation.cache import outcome
 from serve_app.generation.prompt import newest_user_text, text_of
 from serve_app.generation.settings import Applied, Settings, fill_in
 from serve_app.memory import max_read_items
-from serve_app.types import CacheUse, GenerationRequest, Json, OpenTurn, new_id, now_s
+from serve_app.types import Json, new_id, now_s
+from serve_app.types.conversation import OpenTurn
+from serve_app.types.generation import CacheUse, GenerationRequest
 
 router = APIRouter(tags=["responses"])
 

@@ -12,7 +12,8 @@ from serve_app.api.context import Context, InContext
 from serve_app.counts import Times
 from serve_app.errors import RayconteurError
 from serve_app.knowledge.statistics import add_tallies, load_statistics
-from serve_app.types import IndexState, Json
+from serve_app.types import Json
+from serve_app.types.knowledge import IndexState
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 

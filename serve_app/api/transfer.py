@@ -18,7 +18,8 @@ from serve_app.api.middleware import check_json
 from serve_app.api.wire import Metadata, Wire
 from serve_app.conversation.transfer import TimedItem, import_conversation
 from serve_app.errors import InvalidRequest
-from serve_app.types import Json, LoggedItem, new_id, now_s
+from serve_app.types import Json, new_id, now_s
+from serve_app.types.conversation import LoggedItem
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 

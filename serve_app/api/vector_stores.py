@@ -30,7 +30,8 @@ from serve_app.errors import RayconteurError
 from serve_app.knowledge import parse
 from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.retrieve import retrieve
-from serve_app.types import AttributeChange, Json, Passage, StoreFileRef, StoreVersionRef
+from serve_app.types import Json
+from serve_app.types.knowledge import AttributeChange, Passage, StoreFileRef, StoreVersionRef
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 

@@ -6,7 +6,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 
 from serve_app.config import RerankerConfig
 from serve_app.errors import InvalidRequest
-from serve_app.types import AttributeValue, Comparison, Compound, Filter, Json, PageQuery, Ranking
+from serve_app.types import AttributeValue, Json, PageQuery
+from serve_app.types.knowledge import Comparison, Compound, Filter, Ranking
 
 Name = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 MetadataKey = Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 
 from serve_app.errors import InvalidRequest, NotFound
-from serve_app.types import Json, OpenTurn
+from serve_app.types import Json
+from serve_app.types.conversation import OpenTurn
 
 MAX_ID_LENGTH = 80
 MAX_KEY_LENGTH = 255

@@ -8,7 +8,8 @@ from serve_app.conversation.responses import delete_response, drop_unused_logs
 from serve_app.conversation.search import has_metadata
 from serve_app.storage.paging import select_page
 from serve_app.storage.schema import items, logs, responses
-from serve_app.types import Conversation, ForkPoint, Json, Page, PageQuery, now_s
+from serve_app.types import Json, Page, PageQuery, now_s
+from serve_app.types.conversation import Conversation, ForkPoint
 
 EXPIRED_AT_ONCE = 100
 """Conversations, and responses, that one call of `ConversationLog.delete_expired` deletes."""

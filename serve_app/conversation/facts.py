@@ -28,7 +28,8 @@ from sqlalchemy.sql import ColumnElement
 from serve_app.conversation.fence import keep_log
 from serve_app.conversation.items import Point
 from serve_app.storage.schema import items, logs, message_facts
-from serve_app.types import ConversationFilter, Json, LoggedMessage, MessageFacts, SaveFacts
+from serve_app.types import Json
+from serve_app.types.conversation import ConversationFilter, LoggedMessage, MessageFacts, SaveFacts
 
 MAX_MESSAGES = 2_000
 """Of one conversation: its newest. Older ones no longer say what it is about now."""

@@ -10,7 +10,8 @@ from serve_app.conversation.checks import is_id
 from serve_app.conversation.past import Past, seqs_of
 from serve_app.errors import InvalidRequest
 from serve_app.storage.schema import items, logs, message_facts
-from serve_app.types import Json, LoggedItem, Page, PageQuery, now_s
+from serve_app.types import Json, Page, PageQuery, now_s
+from serve_app.types.conversation import LoggedItem
 
 _LOGS_AT_ONCE = 500
 """PostgreSQL and SQLite take only so many values in one statement."""

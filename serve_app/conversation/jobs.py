@@ -45,6 +45,8 @@ class ResponseJob:
     response_id: str
     log_id: str
     fence: int
+    attempts: int
+    """Claims since something was done, with this one."""
     request: Json
 
 
@@ -100,7 +102,7 @@ class ResponseJobs:
         """
         try:
             with self._database.write() as connection:
-                is_mine = _set_lease(connection, job, LEASE_S)
+                is_mine = _hold(connection, job, LEASE_S, has_progress=batch is not None)
                 if is_mine and batch:
                     connection.execute(
                         insert(response_journal).values(
@@ -115,10 +117,10 @@ class ResponseJobs:
             # It was committed, and only the answer was lost. The next write will tell whether the job is still ours.
             return True
 
-    def release(self, job: ResponseJob, after_s: float) -> None:
-        """Leave the job to whoever claims it next, once `after_s` have passed."""
+    def release(self, job: ResponseJob, after_s: float, *, has_failed: bool) -> None:
+        """Leave the job to whoever claims it next, once `after_s` have passed. What has not failed was no attempt."""
         with self._database.write() as connection:
-            _set_lease(connection, job, after_s)
+            _hold(connection, job, after_s, has_progress=not has_failed)
 
     def read(self, response_id: str, after: int) -> tuple[Batch, ...] | None:
         """The entries of the journal after this number. None if there is no such job: the response has ended."""
@@ -133,16 +135,22 @@ def _take(connection: Connection, response_id: str) -> ResponseJob | None:
     row = connection.execute(
         update(response_jobs)
         .where(response_jobs.c.response_id == response_id)
-        .values(fence=response_jobs.c.fence + 1, lease_until=database_time() + LEASE_S)
-        .returning(response_jobs.c.fence, response_jobs.c.request)
+        .values(
+            fence=response_jobs.c.fence + 1,
+            attempts=response_jobs.c.attempts + 1,
+            lease_until=database_time() + LEASE_S,
+        )
+        .returning(response_jobs.c.fence, response_jobs.c.attempts, response_jobs.c.request)
     ).one_or_none()
     if row is None:
         return None
     log_id = connection.execute(select(responses.c.log_id).where(responses.c.id == response_id)).scalar_one()
-    return ResponseJob(response_id, log_id, row.fence, row.request)
+    return ResponseJob(response_id, log_id, row.fence, row.attempts, row.request)
 
 
-def _set_lease(connection: Connection, job: ResponseJob, seconds: float) -> bool:
+def _hold(connection: Connection, job: ResponseJob, lease_s: float, *, has_progress: bool) -> bool:
+    """Set its lease. False if it is not ours any more."""
     mine = (response_jobs.c.response_id == job.response_id) & (response_jobs.c.fence == job.fence)
-    held = connection.execute(update(response_jobs).where(mine).values(lease_until=database_time() + seconds))
-    return held.rowcount == 1
+    attempts = 0 if has_progress else response_jobs.c.attempts
+    values = {"lease_until": database_time() + lease_s, "attempts": attempts}
+    return connection.execute(update(response_jobs).where(mine).values(values)).rowcount == 1

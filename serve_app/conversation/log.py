@@ -56,26 +56,23 @@ from serve_app.conversation.turns import (
 )
 from serve_app.storage.database import Database
 from serve_app.storage.schema import logs
-from serve_app.types import (
+from serve_app.types import Json, Page, PageQuery, now_s
+from serve_app.types.conversation import (
     AppendItems,
     CloseTurn,
     Conversation,
     ForkConversation,
     FoundItems,
     ItemSearch,
-    Json,
     KeepSummary,
     LoggedItem,
     OpenedTurn,
     OpenTurn,
-    Page,
-    PageQuery,
     RecentMessages,
     RecordedResponse,
     SaveFacts,
     Window,
     WithdrawTurn,
-    now_s,
 )
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from serve_app.conversation.fence import keep_log
 from serve_app.conversation.items import Point
 from serve_app.storage.schema import items, logs, prompt_texts, summaries
-from serve_app.types import KeepSummary, PastItem, Summary, Window
+from serve_app.types.conversation import KeepSummary, PastItem, Summary, Window
 
 # Statements of every turn are built once: building costs as much as SQLite takes to run them.
 _COVERED = (

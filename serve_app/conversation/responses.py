@@ -9,7 +9,8 @@ from serve_app.conversation.jobs import insert_job
 from serve_app.conversation.runners import RUNNER_TIMEOUT_S
 from serve_app.storage.clock import database_time
 from serve_app.storage.schema import items, logs, response_jobs, responses, runners
-from serve_app.types import Json, OpenTurn, RecordedResponse, now_s
+from serve_app.types import Json, now_s
+from serve_app.types.conversation import OpenTurn, RecordedResponse
 
 IN_PROGRESS = "in_progress"
 INTERRUPTED = {"reason": "interrupted"}

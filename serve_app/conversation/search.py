@@ -15,7 +15,7 @@ from serve_app.conversation.items import item_text
 from serve_app.conversation.past import Past, seqs_of
 from serve_app.errors import InvalidRequest
 from serve_app.storage.schema import items, logs
-from serve_app.types import FoundItems, ItemSearch
+from serve_app.types.conversation import FoundItems, ItemSearch
 
 MAX_WORDS = 20
 

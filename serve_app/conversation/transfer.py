@@ -10,7 +10,8 @@ from serve_app.conversation.fence import new_log
 from serve_app.conversation.items import Point, insert_items
 from serve_app.storage.database import Database
 from serve_app.storage.schema import logs
-from serve_app.types import Conversation, Json, now_s
+from serve_app.types import Json, now_s
+from serve_app.types.conversation import Conversation
 
 _ITEMS_AT_ONCE = 500
 

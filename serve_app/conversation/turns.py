@@ -24,7 +24,8 @@ from serve_app.conversation.responses import (
     is_running,
 )
 from serve_app.errors import Conflict, NotFound
-from serve_app.types import CloseTurn, Json, OpenTurn, RecordedResponse, now_s
+from serve_app.types import Json, now_s
+from serve_app.types.conversation import CloseTurn, OpenTurn, RecordedResponse
 
 
 @dataclass(frozen=True, slots=True)

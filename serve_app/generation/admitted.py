@@ -9,7 +9,8 @@ from serve_app.generation.prompt import text_of
 from serve_app.generation.settings import DEFAULT_MAX_TOKENS
 from serve_app.generation.stream import close
 from serve_app.parts import Generator
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import GenerationRequest
 
 _TEMPLATE_TOKENS = 8
 """What a chat template puts round a message."""

@@ -5,7 +5,8 @@ from typing import Literal
 
 from serve_app.errors import InternalError, InvalidRequest, Overloaded, RayconteurError
 from serve_app.generation.citations import CitedText
-from serve_app.types import Json, Passage, new_id, now_s
+from serve_app.types import Json, new_id, now_s
+from serve_app.types.knowledge import Passage
 
 
 class Answer:

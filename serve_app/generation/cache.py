@@ -20,7 +20,8 @@ from serve_app.generation.stream import CLOSE_TIMEOUT_S, close, parse_chunks
 from serve_app.lfu_cache import LfuCache
 from serve_app.metrics import NO_METRICS, RESPONSE_CACHE_REQUESTS, SAVED_TOKENS, Metrics
 from serve_app.parts import Generator
-from serve_app.types import GenerationRequest, Json, now_s
+from serve_app.types import Json, now_s
+from serve_app.types.generation import GenerationRequest
 
 Outcome = Literal["hit", "miss", "shared", "off"]
 

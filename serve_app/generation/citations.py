@@ -10,7 +10,8 @@ Answering"), here with shared words in place of a second model: a citation says 
 import re
 from collections.abc import Iterator, Sequence
 
-from serve_app.types import Json, Passage
+from serve_app.types import Json
+from serve_app.types.knowledge import Passage
 
 _MARKER = re.compile(r" ?\[(\d{1,2}(?:, ?\d{1,2}){0,9})\](?!\()")
 """A `(` after it makes it a Markdown link."""

@@ -14,7 +14,8 @@ from serve_app.errors import Overloaded, RayconteurError, Timeout, Unavailable
 from serve_app.generation.answer import Answer
 from serve_app.generation.stream import before, close
 from serve_app.parts import Generator
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import GenerationRequest
 
 logger = logging.getLogger(__name__)
 

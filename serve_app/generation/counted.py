@@ -19,7 +19,8 @@ from serve_app.metrics import (
     Metrics,
 )
 from serve_app.parts import Generator
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import GenerationRequest
 
 _CHOICE = '"choices":[{'
 """In every event of a stream but the usage and the end."""

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import orjson
 
-from serve_app.types import Json, Passage, Window
+from serve_app.types import Json
+from serve_app.types.conversation import Window
+from serve_app.types.knowledge import Passage
 
 GUIDANCE = (
     "Answer the question from its numbered sources, briefly. After each statement write the number of its source in"

@@ -49,7 +49,8 @@ from serve_app.storage.schema import (
     vector_store_files,
     vector_stores,
 )
-from serve_app.types import AttributeValue, Json, Page, PageQuery, StoreTable, new_id, now_s
+from serve_app.types import AttributeValue, Json, Page, PageQuery, new_id, now_s
+from serve_app.types.knowledge import StoreTable
 
 FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 

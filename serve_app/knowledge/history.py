@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select
 from serve_app.config import RetentionConfig
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.storage.schema import store_versions, vector_store_files, vector_stores
-from serve_app.types import Json, StoreTable
+from serve_app.types import Json
+from serve_app.types.knowledge import StoreTable
 
 AsOf = int | datetime
 """A version of a store, or a time."""

@@ -41,14 +41,8 @@ from serve_app.knowledge.table import (
     session_size,
 )
 from serve_app.metrics import MAINTENANCE_SECONDS, NO_METRICS, Metrics, timed
-from serve_app.types import (
-    AttributeChange,
-    AttributeValue,
-    FloatMatrix,
-    Json,
-    Optimization,
-    TableState,
-)
+from serve_app.types import AttributeValue, FloatMatrix, Json
+from serve_app.types.knowledge import AttributeChange, Optimization, TableState
 from serve_app.vitals import CacheName, CacheSize
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ from serve_app.metrics import INGESTED_FILES, INGESTED_PASSAGES, INGESTION_FAILU
 from serve_app.storage.database import Database
 from serve_app.storage.lease import kept_alive
 from serve_app.storage.schema import files, vector_store_files, vector_stores
-from serve_app.types import AttributeValue, FloatMatrix, Json, StoreFileRef
+from serve_app.types import AttributeValue, FloatMatrix, Json
+from serve_app.types.knowledge import StoreFileRef
 
 logger = logging.getLogger(__name__)
 

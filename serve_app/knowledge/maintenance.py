@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from tenacity import RetryCallState, retry, stop_after_attempt, wait_random_exponential
 
 from serve_app.knowledge.commit import is_conflict, retry_conflicts
-from serve_app.types import IndexState, Optimization, TableState
+from serve_app.types.knowledge import IndexState, Optimization, TableState
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from serve_app.knowledge.distinct import fingerprint
-from serve_app.types import Passage, Ranking
+from serve_app.types.knowledge import Passage, Ranking
 
 _RRF_K = 60
 """Cormack, Clarke and Buettcher 2009."""

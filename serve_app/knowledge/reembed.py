@@ -26,7 +26,8 @@ from serve_app.knowledge.versions import Versions, set_table, sizes_of, update_e
 from serve_app.storage.database import Database
 from serve_app.storage.lease import kept_alive
 from serve_app.storage.schema import files, reembeddings, vector_store_files
-from serve_app.types import AttributeChange, Json
+from serve_app.types import Json
+from serve_app.types.knowledge import AttributeChange
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from serve_app.errors import InvalidRequest
 from serve_app.knowledge.distinct import first_of_each
 from serve_app.knowledge.rank import diversify, rank
 from serve_app.parts import Parts, Reranker
-from serve_app.types import Filter, FloatMatrix, Passage, Ranking, RerankRequest, SearchQuery, StoreTable
+from serve_app.types import FloatMatrix
+from serve_app.types.knowledge import Filter, Passage, Ranking, RerankRequest, SearchQuery, StoreTable
 
 _MIN_DIVERSE = 50
 _MIN_FUSED = 20

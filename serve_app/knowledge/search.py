@@ -17,7 +17,8 @@ from lancedb.query import MatchQuery
 from serve_app.errors import InvalidRequest
 from serve_app.knowledge.rank import rank
 from serve_app.knowledge.table import RESULT_COLUMNS, Where, checked, open_session, present, session_size
-from serve_app.types import FloatVector, Json, Passage, SearchQuery
+from serve_app.types import FloatVector, Json
+from serve_app.types.knowledge import Passage, SearchQuery
 from serve_app.vitals import CacheName, CacheSize
 
 _MAX_CANDIDATES = 4096

@@ -13,7 +13,7 @@ from dataclasses import replace
 from serve_app.lfu_cache import LfuCache
 from serve_app.metrics import NO_METRICS, SEARCH_CACHE_REQUESTS, Metrics
 from serve_app.parts import Retriever
-from serve_app.types import Passage, SearchQuery
+from serve_app.types.knowledge import Passage, SearchQuery
 
 
 class CachedRetriever:

@@ -15,7 +15,7 @@ from serve_app.metrics import NO_METRICS, SEARCH_FAILURES, SEARCH_SECONDS, Metri
 from serve_app.parts import Retriever
 from serve_app.storage.database import Database, Dialect
 from serve_app.storage.schema import search_tallies, store_versions, vector_store_files, vector_stores
-from serve_app.types import Passage, Ranking, SearchQuery
+from serve_app.types.knowledge import Passage, Ranking, SearchQuery
 
 # The same function twice, of two types that have no common one.
 _INSERT: dict[Dialect, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}

@@ -9,7 +9,8 @@ import lancedb
 import pyarrow as pa
 
 from serve_app.errors import InvalidRequest
-from serve_app.types import AttributeValue, Comparison, Compound, Filter, Json
+from serve_app.types import AttributeValue, Json
+from serve_app.types.knowledge import Comparison, Compound, Filter
 from serve_app.vitals import CacheSize
 
 _NAME = re.compile(r"vs_[0-9a-f]+(_[0-9a-f]+)?")

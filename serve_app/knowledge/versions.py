@@ -17,7 +17,8 @@ from serve_app.knowledge.index import IndexedFile, IndexWriter
 from serve_app.knowledge.table import parts_of
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, reembeddings, store_versions, vector_store_files, vector_stores
-from serve_app.types import AttributeChange, Json, Optimization, StoreFileRef, StoreVersionRef, now_s
+from serve_app.types import Json, now_s
+from serve_app.types.knowledge import AttributeChange, Optimization, StoreFileRef, StoreVersionRef
 
 logger = logging.getLogger(__name__)
 

@@ -134,6 +134,7 @@ response_jobs = Table(
     Column("created_at", Float, nullable=False),
     Column("fence", Integer, nullable=False),  # raised by each claim; 0 while it is queued
     Column("lease_until", Float, nullable=False),  # by the database's clock; 0 while unclaimed
+    Column("attempts", Integer, nullable=False, server_default="0"),  # claims since something was done
     ForeignKeyConstraint(["response_id"], ["responses.id"], ondelete="CASCADE"),
     Index("response_jobs_by_lease", "lease_until", "created_at"),
 )

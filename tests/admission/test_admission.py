@@ -16,7 +16,7 @@ from serve_app.admission.load import Demand, Load
 from serve_app.admission.settings import AdmissionSettings, Limits
 from serve_app.admission.tiers import TIERS, Tier
 from serve_app.errors import Overloaded
-from serve_app.types import Capacity
+from serve_app.types.generation import Capacity
 from tests.admission.engine import STEP_TOKENS, Engine
 from tests.admission.virtual_time import run
 from tests.fakes import RecordedMetrics

@@ -12,7 +12,7 @@ from openai import OpenAI
 from serve_app.api.app import create_app
 from serve_app.config import AppConfig, GeneratorConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
-from serve_app.types import Passage
+from serve_app.types.knowledge import Passage
 from tests.databases import opened
 from tests.fakes import FakeParts
 from tests.server import serve

@@ -12,9 +12,9 @@ from serve_app.knowledge.query_cache import CachedEmbedder
 from serve_app.knowledge.statistics import CountedRetriever
 from serve_app.metrics import Tally
 from serve_app.parts import Embedder, Generator, Indexer, Parts, Retriever, Run, Sessions
-from serve_app.types import (
+from serve_app.types import FloatMatrix
+from serve_app.types.knowledge import (
     AttributeChange,
-    FloatMatrix,
     IndexState,
     Optimization,
     Passage,

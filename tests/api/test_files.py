@@ -8,7 +8,7 @@ from sqlalchemy import func, select, update
 
 from serve_app.errors import Unavailable
 from serve_app.storage.schema import files
-from serve_app.types import StoreFileRef
+from serve_app.types.knowledge import StoreFileRef
 from tests.api.conftest import MAX_UPLOAD_BYTES, Api
 from tests.api.test_app import error_of
 

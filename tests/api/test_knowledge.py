@@ -20,9 +20,9 @@ from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
-from serve_app.types import (
+from serve_app.types import FloatMatrix
+from serve_app.types.knowledge import (
     AttributeChange,
-    FloatMatrix,
     Optimization,
     Passage,
     SearchQuery,

@@ -9,7 +9,8 @@ from sqlalchemy import update
 from serve_app.api.sweep import KEEP_EXPIRED_STORES_S, sweep
 from serve_app.config import SessionsConfig
 from serve_app.storage.schema import files, logs, vector_stores
-from serve_app.types import StoreFileRef, now_s
+from serve_app.types import now_s
+from serve_app.types.knowledge import StoreFileRef
 from tests.api.conftest import Api
 
 _DAY_S = 86_400

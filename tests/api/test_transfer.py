@@ -6,7 +6,8 @@ import httpx
 import orjson
 import pytest
 
-from serve_app.types import AppendItems, Json, PageQuery, new_id
+from serve_app.types import Json, PageQuery, new_id
+from serve_app.types.conversation import AppendItems
 from tests.api.chat_app import ChatApp, running_chat
 from tests.api.conftest import MAX_UPLOAD_BYTES, Api
 

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from serve_app.errors import InvalidRequest, Unavailable
 from serve_app.knowledge import catalog
 from serve_app.storage.schema import vector_store_files, vector_stores
-from serve_app.types import AttributeChange, Comparison, Compound, Passage, Ranking, StoreFileRef
+from serve_app.types.knowledge import AttributeChange, Comparison, Compound, Passage, Ranking, StoreFileRef
 from tests.api.conftest import Api
 from tests.api.parts import DIMENSIONS
 from tests.api.test_app import error_of

@@ -3,7 +3,7 @@ import pytest
 from serve_app.api.wire import RankingOptions
 from serve_app.config import RerankerConfig
 from serve_app.errors import InvalidRequest
-from serve_app.types import Ranking
+from serve_app.types.knowledge import Ranking
 
 RERANKER = RerankerConfig(model_id="tiny", model_source="tiny", candidates=20)
 

@@ -23,7 +23,9 @@ from serve_app.knowledge.versions import Versions, set_table
 from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
 from serve_app.storage.schema import backup_jobs, metadata, vector_store_files
-from serve_app.types import AppendItems, FloatMatrix, Json, PageQuery, Passage, Ranking, SearchQuery, StoreFileRef
+from serve_app.types import FloatMatrix, Json, PageQuery
+from serve_app.types.conversation import AppendItems
+from serve_app.types.knowledge import Passage, Ranking, SearchQuery, StoreFileRef
 
 Rows = dict[str, list[tuple[Any, ...]]]
 

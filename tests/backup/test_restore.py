@@ -25,7 +25,8 @@ from serve_app.storage.schema import (
     store_versions,
     vector_store_files,
 )
-from serve_app.types import ForkConversation, Json, KeepSummary, PageQuery, Summary
+from serve_app.types import Json, PageQuery
+from serve_app.types.conversation import ForkConversation, KeepSummary, Summary
 from tests.backup.system import System
 from tests.databases import opened
 from tests.served.application import wait_until

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from bench.openloop import (
+    RETRIES,
     Arrival,
     Attempt,
     Chats,
@@ -22,6 +23,7 @@ from bench.openloop import (
     run,
     run_open_loop,
     summarize,
+    with_retries,
 )
 
 
@@ -87,6 +89,20 @@ async def test_each_request_ends_in_its_own_way() -> None:
 
     endings = {each.label: (each.ending, each.reason) for each in attempts}
     assert endings == {"a": ("answered", ""), "r": ("refused", ""), "f": ("failed", "500: no"), "h": ("cut", "")}
+
+
+@pytest.mark.parametrize(("refusals", "ending"), [(RETRIES, "answered"), (RETRIES + 1, "refused")])
+async def test_refused_request_is_made_again_as_often_as_openais_client_does(refusals: int, ending: str) -> None:
+    left = [0.01] * refusals
+
+    async def refuse(attempt: Attempt) -> None:
+        if left:
+            raise Refused(left.pop())
+
+    made = Attempt("a", due_s=0, began=0)
+    await run(with_retries(refuse), made)
+
+    assert (made.ending, made.retries, left) == (ending, RETRIES, [])
 
 
 async def test_what_can_still_be_good_is_waited_for_and_nothing_else() -> None:

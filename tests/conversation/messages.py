@@ -8,7 +8,8 @@ from sqlalchemy import func, select
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import Database
 from serve_app.storage.schema import items
-from serve_app.types import CloseTurn, Json, OpenTurn, PageQuery, new_id
+from serve_app.types import Json, PageQuery, new_id
+from serve_app.types.conversation import CloseTurn, OpenTurn
 
 
 def message(text: str, role: str = "user") -> Json:

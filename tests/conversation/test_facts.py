@@ -16,16 +16,15 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import logs, message_facts
-from serve_app.types import (
+from serve_app.types import Json, new_id
+from serve_app.types.conversation import (
     AppendItems,
     ConversationFilter,
     ForkConversation,
-    Json,
     LoggedMessage,
     RecentMessages,
     SaveFacts,
     WithdrawTurn,
-    new_id,
 )
 from tests.conversation.insights.facts import says
 from tests.conversation.messages import ask, message

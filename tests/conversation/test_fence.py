@@ -13,7 +13,8 @@ import pytest
 from serve_app.conversation.fence import Fence, Fenced, OwnedLog, take_over
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import Database, open_database
-from serve_app.types import AppendItems, new_id
+from serve_app.types import new_id
+from serve_app.types.conversation import AppendItems
 from tests.conversation.messages import all_items, message, seqs_of, texts
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import items, logs
-from serve_app.types import AppendItems, ForkConversation, ForkPoint, Json, PageQuery, new_id
+from serve_app.types import Json, PageQuery, new_id
+from serve_app.types.conversation import AppendItems, ForkConversation, ForkPoint
 from tests.conversation.messages import all_items, answer, ask, count_items, message, question, seqs_of, texts
 
 

@@ -10,7 +10,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import response_jobs, response_journal
-from serve_app.types import CloseTurn, OpenTurn, new_id
+from serve_app.types import new_id
+from serve_app.types.conversation import CloseTurn, OpenTurn
 from tests.conversation.messages import all_items, answer, question
 
 REQUEST = {"any": ["thing", 1, None]}
@@ -123,12 +124,30 @@ def test_same_batch_again_is_there_once(log: ConversationLog, jobs: ResponseJobs
 def test_released_job_can_be_claimed_after_the_time_it_was_given(log: ConversationLog, jobs: ResponseJobs) -> None:
     queue(log)
 
-    jobs.release(claim(jobs), 60)
+    jobs.release(claim(jobs), 60, has_failed=False)
     assert jobs.claim() is None
     held = jobs.take_over(queue(log).response["id"])
     assert held is not None
-    jobs.release(held, -1)
+    jobs.release(held, -1, has_failed=False)
     assert claim(jobs).response_id == held.response_id
+
+
+def test_claims_that_came_to_nothing_are_counted(log: ConversationLog, jobs: ResponseJobs, database: Database) -> None:
+    queue(log)
+
+    killed = claim(jobs)
+    let_lease_run_out(database)
+    failed = claim(jobs)
+    jobs.release(failed, -1, has_failed=True)
+    refused = claim(jobs)
+    jobs.release(refused, -1, has_failed=False)
+    going_on = claim(jobs)
+    jobs.write(going_on, None)
+    jobs.write(going_on, batch(1))
+    let_lease_run_out(database)
+
+    attempts = [job.attempts for job in (killed, failed, refused, going_on, claim(jobs))]
+    assert attempts == [1, 2, 3, 1, 1]
 
 
 def test_only_who_holds_the_job_closes_it(log: ConversationLog, jobs: ResponseJobs, database: Database) -> None:

@@ -10,7 +10,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import logs
-from serve_app.types import AppendItems, ForkConversation, PageQuery, new_id, now_s
+from serve_app.types import PageQuery, new_id, now_s
+from serve_app.types.conversation import AppendItems, ForkConversation
 from tests.conversation.messages import all_items, ask, count_items, message, question, texts
 
 DAY_S = 86_400

@@ -9,7 +9,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.parts import Sessions
 from serve_app.storage.database import Database
-from serve_app.types import AppendItems, PageQuery, new_id
+from serve_app.types import PageQuery, new_id
+from serve_app.types.conversation import AppendItems
 from tests.conversation.messages import all_items, ask, count_items, message, question, seqs_of, texts
 
 

@@ -12,7 +12,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import prompt_texts, summaries
-from serve_app.types import AppendItems, CloseTurn, Json, KeepSummary, OpenTurn, Summary, Window, new_id
+from serve_app.types import Json, new_id
+from serve_app.types.conversation import AppendItems, CloseTurn, KeepSummary, OpenTurn, Summary, Window
 from tests.conversation.messages import answer, ask, message, question, texts
 
 

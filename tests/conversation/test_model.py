@@ -13,7 +13,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import metadata
-from serve_app.types import AppendItems, CloseTurn, ForkConversation, Json, OpenTurn, PageQuery
+from serve_app.types import Json, PageQuery
+from serve_app.types.conversation import AppendItems, CloseTurn, ForkConversation, OpenTurn
 from tests.conversation.messages import count_items, message, seqs_of
 
 PROCESSES = 2

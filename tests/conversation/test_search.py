@@ -7,7 +7,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.errors import InvalidRequest, NotFound
 from serve_app.storage.database import Database
 from serve_app.storage.schema import items
-from serve_app.types import AppendItems, ForkConversation, ItemSearch, Json, new_id
+from serve_app.types import Json, new_id
+from serve_app.types.conversation import AppendItems, ForkConversation, ItemSearch
 from tests.conversation.messages import message, texts
 
 

@@ -8,7 +8,8 @@ from serve_app.conversation.log import ConversationLog
 from serve_app.conversation.transfer import TimedItem, import_conversation
 from serve_app.errors import InvalidRequest
 from serve_app.storage.database import Database
-from serve_app.types import AppendItems, ForkConversation, LoggedItem, new_id
+from serve_app.types import new_id
+from serve_app.types.conversation import AppendItems, ForkConversation, LoggedItem
 from tests.conversation.messages import all_items, count_items, message, seqs_of, texts
 
 

@@ -7,7 +7,8 @@ import pytest
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage.database import Database
-from serve_app.types import OpenedTurn, PageQuery, Window, new_id
+from serve_app.types import PageQuery, new_id
+from serve_app.types.conversation import OpenedTurn, Window
 from tests.conversation.messages import all_items, answer, ask, count_items, message, question, seqs_of, texts
 
 INTERRUPTED = {"reason": "interrupted"}

@@ -10,7 +10,7 @@ import sys
 
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import open_database
-from serve_app.types import AppendItems
+from serve_app.types.conversation import AppendItems
 from tests.conversation.messages import message
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from deployments import adapters
 from deployments.adapters import GeneratorsByModel, RayMetrics, RemoteGenerator, RemoteReplicas, read_capacities
 from serve_app.errors import InvalidRequest, NotFound, RayconteurError, Timeout, Unavailable
 from serve_app.metrics import CATALOGUE, SEARCH_FAILURES, Metrics
-from serve_app.types import Capacity, GenerationRequest
+from serve_app.types.generation import Capacity, GenerationRequest
 from serve_app.vitals import Released, Silence
 from tests.fakes import FakeGenerator
 

@@ -6,7 +6,7 @@ from deployments.embedder import Embedder
 from serve_app.config import AppConfig, EncoderConfig, RerankerConfig, RetrievalConfig
 from serve_app.knowledge.encode import load_encoder
 from serve_app.knowledge.rerank import load_cross_encoder
-from serve_app.types import RerankRequest
+from serve_app.types.knowledge import RerankRequest
 from tests.cross_encoder import write_cross_encoder
 from tests.encoder import other_encoder
 

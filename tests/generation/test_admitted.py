@@ -10,7 +10,7 @@ from serve_app.admission.settings import AdmissionSettings, Limits
 from serve_app.errors import InternalError, Overloaded
 from serve_app.generation.admitted import AdmittedGenerator, build_demand
 from serve_app.generation.stream import close
-from serve_app.types import GenerationRequest
+from serve_app.types.generation import GenerationRequest
 from tests.fakes import FakeGenerator, count_words
 
 REQUEST = GenerationRequest(

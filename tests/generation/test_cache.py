@@ -15,7 +15,8 @@ from serve_app.errors import Overloaded, Unavailable
 from serve_app.generation.cache import CachedGenerator, outcome
 from serve_app.generation.stream import parse_chunks
 from serve_app.lfu_cache import LfuCache
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import GenerationRequest
 from tests.fakes import USAGE, FakeGenerator, RecordedMetrics
 
 BESIDE = ("user", "store", "metadata", "safety_identifier", "prompt_cache_key", "request_id", "priority")

@@ -8,7 +8,7 @@ from serve_app.counts import Counts, bucket_of, times_of
 from serve_app.errors import RayconteurError, Timeout, Unavailable
 from serve_app.generation import counted as module
 from serve_app.generation.counted import CountedGenerator, ModelStatistics, models_of, statistics_of
-from serve_app.types import GenerationRequest
+from serve_app.types.generation import GenerationRequest
 from tests.fakes import FakeGenerator, RecordedMetrics
 
 MODEL = "smollm2-135m-instruct"

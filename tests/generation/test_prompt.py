@@ -16,7 +16,8 @@ from serve_app.generation.prompt import (
     question_texts,
     text_of,
 )
-from serve_app.types import Json, PastItem, Summary, Window
+from serve_app.types import Json
+from serve_app.types.conversation import PastItem, Summary, Window
 from tests.fakes import build_passage, count_words
 
 

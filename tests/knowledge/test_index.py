@@ -13,17 +13,8 @@ from serve_app.knowledge import maintenance
 from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import Piece
-from serve_app.types import (
-    AttributeChange,
-    AttributeValue,
-    Comparison,
-    Compound,
-    Filter,
-    FloatMatrix,
-    Passage,
-    Ranking,
-    SearchQuery,
-)
+from serve_app.types import AttributeValue, FloatMatrix
+from serve_app.types.knowledge import AttributeChange, Comparison, Compound, Filter, Passage, Ranking, SearchQuery
 
 STORE = "vs_0a"
 VECTORS = Ranking(text_weight=0)

@@ -20,7 +20,8 @@ from serve_app.knowledge.versions import Versions
 from serve_app.metrics import NO_METRICS, Metrics
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, vector_store_files, vector_stores
-from serve_app.types import FloatMatrix, Json, Passage, Ranking, SearchQuery
+from serve_app.types import FloatMatrix, Json
+from serve_app.types.knowledge import Passage, Ranking, SearchQuery
 from tests.fakes import RecordedMetrics
 from tests.knowledge.test_parse import pdf
 

@@ -14,12 +14,10 @@ from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.maintenance import KEEP_VERSIONS_FOR, Duty, Rota
 from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import Piece
-from serve_app.types import (
-    AttributeValue,
+from serve_app.types import AttributeValue, FloatMatrix, FloatVector
+from serve_app.types.knowledge import (
     Comparison,
     Filter,
-    FloatMatrix,
-    FloatVector,
     IndexState,
     Optimization,
     Passage,

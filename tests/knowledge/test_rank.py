@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serve_app.knowledge.rank import diversify, rank
-from serve_app.types import Passage, Ranking
+from serve_app.types.knowledge import Passage, Ranking
 
 VECTORS = Ranking(text_weight=0)
 WORDS = Ranking(embedding_weight=0)

@@ -22,17 +22,8 @@ from serve_app.knowledge.reembed import Reembedder
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import Database, open_database
 from serve_app.storage.schema import files, reembeddings, store_versions
-from serve_app.types import (
-    AttributeChange,
-    FloatMatrix,
-    FloatVector,
-    Json,
-    Passage,
-    Ranking,
-    SearchQuery,
-    StoreFileRef,
-    StoreVersionRef,
-)
+from serve_app.types import FloatMatrix, FloatVector, Json
+from serve_app.types.knowledge import AttributeChange, Passage, Ranking, SearchQuery, StoreFileRef, StoreVersionRef
 from tests.knowledge.test_ingest import ENCODER, STORE, Library
 
 NARROW = "narrow"

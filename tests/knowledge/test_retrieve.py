@@ -8,7 +8,8 @@ import pytest
 from serve_app.errors import InvalidRequest, Unavailable
 from serve_app.knowledge.retrieve import retrieve
 from serve_app.parts import Parts
-from serve_app.types import Passage, Ranking, RerankRequest, Scores, StoreTable
+from serve_app.types import Scores
+from serve_app.types.knowledge import Passage, Ranking, RerankRequest, StoreTable
 from tests.api.parts import HashEmbedder, RecordingIndexer, ScriptedRetriever, knowledge_parts
 
 VECTORS = Ranking(text_weight=0)

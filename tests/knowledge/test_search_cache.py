@@ -20,11 +20,10 @@ from serve_app.knowledge.search_cache import CachedRetriever
 from serve_app.knowledge.versions import Versions
 from serve_app.lfu_cache import LfuCache
 from serve_app.storage.database import open_database
-from serve_app.types import (
+from serve_app.types import AttributeValue, FloatVector
+from serve_app.types.knowledge import (
     AttributeChange,
-    AttributeValue,
     Comparison,
-    FloatVector,
     Passage,
     Ranking,
     SearchQuery,

@@ -19,7 +19,7 @@ from serve_app.knowledge.statistics import (
 from serve_app.metrics import Tally
 from serve_app.storage.database import Database, open_database
 from serve_app.storage.schema import files, search_tallies, store_versions, vector_store_files
-from serve_app.types import Ranking, SearchQuery
+from serve_app.types.knowledge import Ranking, SearchQuery
 from tests.fakes import FakeRetriever, RecordedMetrics, build_passage
 
 

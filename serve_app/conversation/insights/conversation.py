@@ -13,7 +13,8 @@ from serve_app.conversation.insights.engagement import (
 from serve_app.conversation.insights.flow import Flow, Transition, measure_flow
 from serve_app.conversation.insights.sentiment import Sentiment, mean_of, measure_sentiment
 from serve_app.conversation.insights.topics import Segment, Turn, find_segments, find_shifts
-from serve_app.types import Json, LoggedMessage, RecentMessages
+from serve_app.types import Json
+from serve_app.types.conversation import LoggedMessage, RecentMessages
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Literal
 
 from serve_app.conversation.insights.message import vectors_of
-from serve_app.types import LoggedMessage, MessageFacts
+from serve_app.types.conversation import LoggedMessage, MessageFacts
 
 UNRELATED = 0.1
 """An answer whose cosine with its question is below this has nothing to do with it. With all-MiniLM-L6-v2 sentences

@@ -8,7 +8,8 @@ import numpy as np
 
 from serve_app.conversation.insights.message import vectors_of
 from serve_app.conversation.insights.topics import Segment, Turn, contexts_of, unit_rows
-from serve_app.types import MessageFacts, Scores
+from serve_app.types import Scores
+from serve_app.types.conversation import MessageFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from serve_app.conversation.insights.message import MAX_EMBEDDED_CHARACTERS, VERSION, build_facts, text_of_message
 from serve_app.parts import Embedder, Sessions
-from serve_app.types import FloatMatrix, LoggedMessage, RecentMessages, SaveFacts
+from serve_app.types import FloatMatrix
+from serve_app.types.conversation import LoggedMessage, RecentMessages, SaveFacts
 
 BATCH_MESSAGES = 64
 """Embedded at once. The embedder has one thread, so that a question waits for so many messages at the most."""

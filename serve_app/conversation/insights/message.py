@@ -14,7 +14,8 @@ import numpy as np
 from stop_words import LANGUAGE_MAPPING, get_stop_words
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from serve_app.types import FloatMatrix, FloatVector, Json, MessageFacts
+from serve_app.types import FloatMatrix, FloatVector, Json
+from serve_app.types.conversation import MessageFacts
 
 VERSION = 1
 """Of what is computed here. Facts of another version are computed anew: raise it with each change."""

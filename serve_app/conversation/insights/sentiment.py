@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import fmean, linear_regression
 from typing import Literal
 
-from serve_app.types import MessageFacts
+from serve_app.types.conversation import MessageFacts
 
 NEUTRAL = 0.05
 """Scores nearer to 0 are neither positive nor negative, as VADER's authors have it."""

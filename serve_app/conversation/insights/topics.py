@@ -8,14 +8,16 @@ the topic; who asks rather changes it. `bench/insights.py` measures this.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from heapq import heapify, heappop
+from itertools import chain, pairwise
 
 import numpy as np
 
 from serve_app.conversation.insights.message import vectors_of
-from serve_app.types import FloatMatrix, MessageFacts, Scores
+from serve_app.types import FloatMatrix, Scores
+from serve_app.types.conversation import MessageFacts
 
 CONTEXT_TURNS = 3
 DECAY = 0.7
@@ -97,16 +99,24 @@ def unit_rows(vectors: FloatMatrix) -> FloatMatrix:
 
 def find_terms(segments: Sequence[Sequence[MessageFacts]]) -> list[tuple[str, ...]]:
     """For each segment its most telling words, by class-based tf-idf (Grootendorst 2022)."""
-    counts = [Counter(term for message in segment for term in message.terms) for segment in segments]
-    everywhere = Counter(term for segment in segments for message in segment for term in message.terms)
+    counts = [Counter(chain.from_iterable(message.terms for message in segment)) for segment in segments]
+    everywhere = Counter[str]()
+    for count in counts:
+        everywhere.update(count)
     average = everywhere.total() / len(segments)
 
-    def best(count: Counter[str]) -> tuple[str, ...]:
-        # Of equal ones the longer phrase, then the one that came first: sorting keeps the order.
-        weights = {term: number * math.log(1 + average / everywhere[term]) for term, number in count.items()}
-        return _without_repeats(sorted(count, key=lambda term: (-weights[term], -len(term.split()))))
+    def ranked(count: Counter[str]) -> Iterator[str]:
+        """The best first; of equal ones the longer phrase, then the one that came first."""
+        ranks = [
+            (-number * math.log(1 + average / everywhere[term]), -term.count(" "), place, term)
+            for place, (term, number) in enumerate(count.items())
+        ]
+        # Few are looked at: a heap need not sort the others.
+        heapify(ranks)
+        while ranks:
+            yield heappop(ranks)[-1]
 
-    return [best(count) for count in counts]
+    return [_without_repeats(ranked(count)) for count in counts]
 
 
 def _with_replies(vectors: FloatMatrix) -> FloatMatrix:
@@ -127,12 +137,14 @@ def _standardized(values: Scores) -> Scores:
     return (values - values.mean()) / spread if spread > 1e-3 else np.zeros_like(values)
 
 
-def _without_repeats(terms: Sequence[str]) -> tuple[str, ...]:
+def _without_repeats(terms: Iterable[str]) -> tuple[str, ...]:
     """The first of them, until they have `LABEL_WORDS` words, without those that repeat a word."""
     chosen: list[str] = []
     taken: set[str] = set()
     for term in terms:
-        if len(taken) < LABEL_WORDS and not taken.intersection(term.split()):
+        if not taken.intersection(term.split()):
             chosen.append(term)
             taken.update(term.split())
+        if len(taken) >= LABEL_WORDS:
+            break
     return tuple(chosen)

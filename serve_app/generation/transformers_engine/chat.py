@@ -7,7 +7,8 @@ from serve_app.errors import InternalError
 from serve_app.generation.transformers_engine.engine import Prompt, TransformersEngine
 from serve_app.generation.transformers_engine.events import ChatEvents, Ending, build_usage
 from serve_app.generation.transformers_engine.text import TextStream
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import GenerationRequest
 
 
 async def complete(engine: TransformersEngine, request: GenerationRequest) -> Json:

@@ -24,7 +24,8 @@ from serve_app.generation.transformers_engine.events import FinishReason
 from serve_app.generation.transformers_engine.sampler import Asked, Sampler
 from serve_app.generation.transformers_engine.sampling import Sampling, read_messages, read_sampling
 from serve_app.models import resolve_model
-from serve_app.types import Capacity, Json
+from serve_app.types import Json
+from serve_app.types.generation import Capacity
 
 DEFAULT_CACHE_BYTES = 2**30
 """Of the key-value cache on a CPU. On a GPU it is what `gpu_memory_utilization` leaves."""

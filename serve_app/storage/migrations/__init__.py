@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from serve_app.errors import InternalError
 
-NEWEST = "0011"
+NEWEST = "0012"
 """The revision that `schema.py` describes. Here so that a current database is recognised without importing Alembic."""
 
 LOCK_KEY = 0x52_41_59_43  # PostgreSQL's advisory lock: any number, the same in every process

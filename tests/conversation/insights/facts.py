@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from serve_app.types import FloatVector, LoggedMessage, MessageFacts
+from serve_app.types import FloatVector
+from serve_app.types.conversation import LoggedMessage, MessageFacts
 
 PLAIN = MessageFacts(
     role="user",

@@ -1,7 +1,7 @@
 import pytest
 
 from serve_app.conversation.insights.engagement import Engagement, Question, measure_engagement
-from serve_app.types import MessageFacts
+from serve_app.types.conversation import MessageFacts
 from tests.conversation.insights.facts import logged, says
 
 

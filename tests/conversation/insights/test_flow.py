@@ -2,7 +2,7 @@ import pytest
 
 from serve_app.conversation.insights.flow import Flow, measure_flow
 from serve_app.conversation.insights.topics import find_segments, find_shifts
-from serve_app.types import MessageFacts
+from serve_app.types.conversation import MessageFacts
 from tests.conversation.insights.facts import says
 
 

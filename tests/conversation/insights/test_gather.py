@@ -8,7 +8,8 @@ import pytest
 from serve_app.conversation.insights.gather import BATCH_MESSAGES, gather_facts
 from serve_app.conversation.log import ConversationLog
 from serve_app.errors import Unavailable
-from serve_app.types import AppendItems, FloatMatrix, RecentMessages, new_id
+from serve_app.types import FloatMatrix, new_id
+from serve_app.types.conversation import AppendItems, RecentMessages
 from tests.conversation.messages import message
 from tests.fakes import FakeEmbedder, LocalSessions
 

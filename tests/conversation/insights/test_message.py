@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from serve_app.conversation.insights.message import MAX_CHARACTERS, build_facts
-from serve_app.types import Json, MessageFacts
+from serve_app.types import Json
+from serve_app.types.conversation import MessageFacts
 
 
 def item(text: str, **fields: str) -> Json:

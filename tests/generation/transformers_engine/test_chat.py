@@ -10,7 +10,8 @@ import pytest
 from serve_app.config import GeneratorConfig
 from serve_app.generation.transformers_engine.chat import complete, stream
 from serve_app.generation.transformers_engine.engine import TransformersEngine
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import GenerationRequest
 from tests.api.chat_app import MODEL, ChatApp, running_chat
 from tests.language_model import write_language_model
 

@@ -15,7 +15,8 @@ from serve_app.errors import InvalidRequest, Unavailable
 from serve_app.generation.stream import parse_chunks
 from serve_app.generation.transformers_engine.chat import complete, stream
 from serve_app.generation.transformers_engine.engine import TransformersEngine
-from serve_app.types import GenerationRequest, Json
+from serve_app.types import Json
+from serve_app.types.generation import GenerationRequest
 from tests.language_model import write_language_model
 
 MODEL = "tiny"
