@@ -37,7 +37,12 @@ class ComparisonFilter(Wire):
             )
         if self.type in ("gt", "gte", "lt", "lte") and isinstance(self.value, str | bool):
             raise ValueError(f"a filter of type {self.type!r} compares numbers, not {self.value!r}")
+        if self.values() > _MAX_FILTER_VALUES:
+            raise ValueError(_TOO_MANY_VALUES)
         return self
+
+    def values(self) -> int:
+        return len(self.value) if isinstance(self.value, list) else 1
 
 
 class CompoundFilter(Wire):
@@ -48,17 +53,24 @@ class CompoundFilter(Wire):
         return Compound(self.type, tuple(each.to_filter() for each in self.filters))
 
     @model_validator(mode="after")
-    def _not_too_deep(self) -> "CompoundFilter":
+    def _not_too_large(self) -> "CompoundFilter":
         if self.depth() > _MAX_FILTER_DEPTH:
             raise ValueError(f"filters may be nested at most {_MAX_FILTER_DEPTH} deep")
+        if self.values() > _MAX_FILTER_VALUES:
+            raise ValueError(_TOO_MANY_VALUES)
         return self
 
     def depth(self) -> int:
         return 1 + max((each.depth() for each in self.filters if isinstance(each, CompoundFilter)), default=0)
 
+    def values(self) -> int:
+        return sum(each.values() for each in self.filters)
+
 
 AnyFilter = Annotated[ComparisonFilter | CompoundFilter, Field(discriminator="type")]
 _MAX_FILTER_DEPTH = 10
+_MAX_FILTER_VALUES = 1000
+_TOO_MANY_VALUES = f"filters may compare with at most {_MAX_FILTER_VALUES} values in all"
 
 
 WireAsOf = Annotated[int, Field(strict=True, ge=1, lt=2**31)] | AwareDatetime

@@ -98,11 +98,12 @@ class Where:
                 return self._compared(filter_, values[0])
 
     def _is_one_of(self, key: str, values: tuple[AttributeValue, ...]) -> str:
-        equal = [
-            f"({column} IS NOT NULL AND {column} = {literal(value)})"
-            for value in values
-            if (column := column_of(key, value)) in self._columns
-        ]
+        # A list and not a chain of ORs: of tens of thousands the chain overflows the stack of LanceDB.
+        literals: dict[str, list[str]] = {}
+        for value in values:
+            if (column := column_of(key, value)) in self._columns:
+                literals.setdefault(column, []).append(literal(value))
+        equal = [f"({column} IS NOT NULL AND {column} IN ({', '.join(each)}))" for column, each in literals.items()]
         return "(" + " OR ".join(equal) + ")" if equal else "false"
 
     def _compared(self, comparison: Comparison, value: AttributeValue) -> str:

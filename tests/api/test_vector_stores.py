@@ -499,6 +499,10 @@ def nested(depth: int) -> dict[str, Any]:
     return leaf
 
 
+def one_of(values: int) -> dict[str, Any]:
+    return {"type": "in", "key": "a", "value": list(range(values))}
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -516,6 +520,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"filters": {"type": "gt", "key": "a", "value": "b"}}, "filters"),
         ({"filters": {"type": "and", "filters": []}}, "filters.filters"),
         ({"filters": nested(11)}, "filters"),
+        ({"filters": one_of(1001)}, "filters"),
+        ({"filters": {"type": "and", "filters": [one_of(500), {"type": "or", "filters": [one_of(501)]}]}}, "filters"),
         ({"ranking_options": {"score_threshold": 2}}, "ranking_options.score_threshold"),
         ({"ranking_options": {"ranker": "cross_encoder"}}, "ranking_options.ranker"),
         ({"ranking_options": {"mmr": {"lambda": 1.1}}}, "ranking_options.mmr.lambda"),
@@ -529,6 +535,12 @@ def test_bad_searches_name_the_field(shared_api: Api, change: dict[str, object],
     answer = shared_api.http.post("/v1/vector_stores/vs_x/search", json={"query": "a"} | change)
 
     assert error_of(answer, 400)["param"] == param
+
+
+def test_a_filter_of_a_thousand_values_is_searched_with(shared_api: Api) -> None:
+    store = shared_api.openai.vector_stores.create()
+    body = {"query": "a", "filters": {"type": "and", "filters": [one_of(499), one_of(501)]}}
+    assert shared_api.http.post(f"/v1/vector_stores/{store.id}/search", json=body).status_code == 200
 
 
 def test_a_filter_that_is_nested_beyond_sense_is_refused(shared_api: Api) -> None:

@@ -3,9 +3,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from serve_app.errors import InternalError, InvalidRequest
@@ -13,6 +15,7 @@ from serve_app.knowledge import maintenance
 from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.search import IndexReader
 from serve_app.knowledge.split import Piece
+from serve_app.knowledge.table import Where, column_of
 from serve_app.types import AttributeValue, FloatMatrix
 from serve_app.types.knowledge import AttributeChange, Comparison, Compound, Filter, Passage, Ranking, SearchQuery
 
@@ -520,6 +523,16 @@ def filed(store: Store) -> Store:
 )
 async def test_filter_lets_through(filed: Store, where: Filter, files: str) -> None:
     assert await filed.file_ids(where) == [f"file-{number}" for number in files]
+
+
+@pytest.mark.parametrize(("kind", "files"), [("in", "123"), ("nin", "4")])
+async def test_a_filter_may_name_a_thousand_values(filed: Store, kind: Literal["in", "nin"], files: str) -> None:
+    values = (*(float(year) for year in range(1600, 2100)), *(str(year) for year in range(1600, 2100)))
+    where = Comparison(kind, "year", values)
+    assert await filed.file_ids(where) == [f"file-{number}" for number in files]
+    # A chain of ORs would be as deep as it is long, and too deep for LanceDB's stack.
+    columns = pa.schema({column_of("year", value): pa.null() for value in (1.0, "1")})
+    assert Where(columns).of(where).count(" OR ") == 1
 
 
 async def test_filter_holds_for_both_halves(store: Store) -> None:
