@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NoReturn
 
 from deployments.replica import Replica
@@ -55,10 +56,11 @@ class Indexer(Replica):
             self._database, file_store, encoders, self._index, self._versions, config.ingestion
         )
         self._backups = BackupWorker(self._database, config)
-        self._versions.undo_unrecorded()
+        # First of all: a process that was replaced may live a little longer, and must not finish what it has begun.
         self._ingestor.take_over()
         self._reembedder.take_over()
         self._backups.take_over()
+        self._versions.undo_unrecorded()
         self._poll_interval_s = config.ingestion.poll_interval_s
         self._ingestion = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
@@ -126,9 +128,13 @@ class Indexer(Replica):
                 continue
 
     async def _enforce_retention(self) -> NoReturn:
-        """Of what only the time makes too old: each commit looks after the rest."""
+        """Of what only the time makes too old: each commit looks after the rest. No change waits for all stores."""
         while True:
-            await self._change(self._versions.enforce_retention)
+            # Tables of stores that the database does not know are left alone: it may be the wrong database.
+            store_ids = await asyncio.to_thread(self._versions.store_ids)
+            tables = await asyncio.to_thread(self._index.tables)
+            for store_id in store_ids:
+                await self._change(partial(self._versions.enforce_retention, store_id, tables.get(store_id, set())))
             await asyncio.sleep(_ENFORCE_EVERY_S)
 
     async def _measure(self) -> NoReturn:

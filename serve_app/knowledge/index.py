@@ -185,16 +185,17 @@ class IndexWriter:
         return tables
 
     def tables_of(self, store_id: str) -> set[str]:
-        return self.tables().get(checked(store_id), set())
+        patterns = (f"{checked(store_id)}.lance", f"{store_id}_*.lance")
+        return {path.stem for pattern in patterns for path in self._folder.glob(pattern)}
 
     def drop(self, store_id: str) -> None:
         for name in self.tables_of(store_id):
             self.drop_table(name)
 
     def drop_table(self, name: str) -> None:
+        """Also one that is damaged: it is not opened first."""
         with self.lock:
-            if self._open(name) is not None:
-                self._database.drop_table(name)
+            self._database.drop_table(checked(name), ignore_missing=True)
 
     def maintain_next(self) -> bool:
         """Do for some store what can wait least, and return whether there was anything.

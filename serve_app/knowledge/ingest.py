@@ -25,7 +25,7 @@ from serve_app.knowledge.index import FilePassages, IndexWriter
 from serve_app.knowledge.parse import MARKDOWN_TYPES, extract_text
 from serve_app.knowledge.place import locate
 from serve_app.knowledge.split import Piece, passage_size, split, texts_to_encode
-from serve_app.knowledge.versions import Versions
+from serve_app.knowledge.versions import Versions, left_alone_if_damaged
 from serve_app.metrics import INGESTED_FILES, INGESTED_PASSAGES, INGESTION_FAILURES, NO_METRICS, Metrics
 from serve_app.storage.database import Database
 from serve_app.storage.lease import kept_alive
@@ -94,30 +94,37 @@ class Ingestor:
 
     def take_over(self) -> None:
         """Wait for no lease of the process before this one. If that is still alive, the fence stops it."""
+        is_claimed = (vector_store_files.c.status == "in_progress") & (vector_store_files.c.lease_until > 0)
         with self._database.write() as connection:
             connection.execute(
-                update(vector_store_files).where(vector_store_files.c.status == "in_progress").values(lease_until=0.0)
+                update(vector_store_files)
+                .where(is_claimed)
+                .values(fence=vector_store_files.c.fence + 1, lease_until=0.0)
             )
 
     def run_once(self) -> int:
         """Ingest some of the files that wait, and return how many were taken on: 0 if none waits.
 
-        A file that cannot be used is marked failed, with a reason, and stops no other. Raises what the database, the
-        encoder or LanceDB raise: the files then stay claimed until their lease ends, and are tried again.
+        A file that cannot be used is marked failed, with a reason, and stops no other. Nor does a table that cannot be
+        read or written: its files stay claimed until their lease ends, and are tried again. So are all after what the
+        database or the encoder raise.
         """
         jobs = self._claim()
         if not jobs:
             return 0
         started = time.monotonic()
+        done: list[tuple[_Job, FilePassages]] = []
         with self._held(jobs):
             parts = [part for job in jobs if (part := self._split(job)) is not None]
             for store_id, rows in _by_store(self._encode(parts)):
-                self._commit(store_id, rows)
-        passages = sum(len(part.pieces) for part in parts)
-        self._metrics.add(INGESTED_FILES, len(parts))
+                with left_alone_if_damaged(store_id):
+                    self._commit(store_id, rows)
+                    done += rows
+        passages = sum(len(each.pieces) for _, each in done)
+        self._metrics.add(INGESTED_FILES, len(done))
         self._metrics.add(INGESTED_PASSAGES, passages)
         elapsed_s = time.monotonic() - started
-        logger.info("ingested %d of %d files, %d passages, in %.1f s", len(parts), len(jobs), passages, elapsed_s)
+        logger.info("ingested %d of %d files, %d passages, in %.1f s", len(done), len(jobs), passages, elapsed_s)
         return len(jobs)
 
     # The steps
@@ -184,7 +191,7 @@ class Ingestor:
 
         The rows of the database are held meanwhile, so that nobody takes a file away between that and their own commit.
         """
-        with self._index.lock, self._database.write() as connection:
+        with self._versions.changing(store_id) as connection:
             held = self._renew(connection, [job for job, _ in rows])
             found = _found(connection, store_id, {job.key for job in held})
             wanted = _newest(held, found)
@@ -207,7 +214,8 @@ class Ingestor:
         logger.info("file %s of store %s failed: %s", job.file_id, job.store_id, code)
         self._metrics.add(INGESTION_FAILURES, code=code)
         if job.fence > 1:
-            self._versions.remove_leftovers(StoreFileRef(job.store_id, job.file_id), before_fence=job.fence)
+            with left_alone_if_damaged(job.store_id):
+                self._versions.remove_leftovers(StoreFileRef(job.store_id, job.file_id), before_fence=job.fence)
         with self._database.write() as connection:
             connection.execute(
                 update(vector_store_files)

@@ -276,7 +276,7 @@ class Reembedder:
             if difference.surplus:
                 self._index.add(move.table, [], replacing=difference.surplus)
             sizes = [{"file": each.file_id, **sizes_of(each)} for each in self._index.files(move.table)]
-            with self._database.write() as connection:
+            with self._versions.changing(move.store_id) as connection:
                 self._keep(connection, move)
                 version = next_version(connection, move.store_id)
                 set_table(connection, move.store_id, move.encoder, move.suffix)

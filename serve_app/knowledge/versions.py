@@ -7,7 +7,8 @@ of a change before its version is recorded: gateways keep what they have found u
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, or_, select, update
 
@@ -35,45 +36,55 @@ class Versions:
         self._database = database
         self._index = index
         self._retention = retention
-        self._unneeded: set[str] = set()
-        """Tables that were not needed when the retention was enforced last."""
+        self._unneeded: dict[str, set[str]] = {}
+        """By store, tables that were not needed when its retention was enforced last."""
+
+    @contextmanager
+    def changing(self, store_id: str) -> Iterator[Connection]:
+        """The transaction that records a change of the store's table, begun before the table is touched.
+
+        Nobody else changes the table meanwhile, not even a process that was replaced and does not know it yet.
+        """
+        with self._index.lock, self._database.write() as connection:
+            hold(connection, store_id)
+            yield connection
 
     def remove_file(self, ref: StoreFileRef) -> None:
         """After the return no search of the newest version finds the file."""
-        with self._index.lock:
-            table = self.table(ref.store_id)
+        with self.changing(ref.store_id) as connection:
+            table = _table_name(connection, ref.store_id)
             for other in self._index.tables_of(ref.store_id) - {table}:
                 # Or a move back to its encoder could take it for the same file that is added again some day.
                 self._index.remove_file(other, ref.file_id)
             is_removed = self._index.remove_file(table, ref.file_id)
-            with self._database.write() as connection:
-                version = next_version(connection, ref.store_id)
-                lost = connection.execute(
-                    update(vector_store_files)
-                    .where(_file.store_id == ref.store_id, _file.file_id == ref.file_id, is_found(), _file.passages > 0)
-                    .values(until_version=version)
-                )
-                # One try may have removed the passages and failed before this: then it is for the next to record it.
-                if is_removed or lost.rowcount:
-                    self.record(connection, ref.store_id, version)
+            version = next_version(connection, ref.store_id)
+            lost = connection.execute(
+                update(vector_store_files)
+                .where(_file.store_id == ref.store_id, _file.file_id == ref.file_id, is_found(), _file.passages > 0)
+                .values(until_version=version)
+            )
+            # One try may have removed the passages and failed before this: then it is for the next to record it.
+            if is_removed or lost.rowcount:
+                self.record(connection, ref.store_id, version)
 
     def remove_leftovers(self, ref: StoreFileRef, *, before_fence: int) -> None:
         """Remove what claims of a file before this one have written."""
-        with self._index.lock:
-            if self._index.remove_file(self.table(ref.store_id), ref.file_id, before_fence=before_fence):
-                self._record_now(ref.store_id)
+        with self.changing(ref.store_id) as connection:
+            table = _table_name(connection, ref.store_id)
+            if self._index.remove_file(table, ref.file_id, before_fence=before_fence):
+                self._record_now(connection, ref.store_id)
 
     def optimize(self, store_id: str) -> Optimization:
         done = self._index.optimize(self.table(store_id))
         if done.duplicates_removed:
-            with self._index.lock:
-                self._record_now(store_id)
+            with self.changing(store_id) as connection:
+                self._record_now(connection, store_id)
         return done
 
     def update_attributes(self, change: AttributeChange) -> None:
-        with self._index.lock:
-            if self._index.update_attributes(self.table(change.store_id), change):
-                self._record_now(change.store_id)
+        with self.changing(change.store_id) as connection:
+            if self._index.update_attributes(_table_name(connection, change.store_id), change):
+                self._record_now(connection, change.store_id)
 
     def roll_back(self, ref: StoreVersionRef) -> int:
         """Make the store what it was at a version that is kept: that is a new version, which is returned.
@@ -81,63 +92,61 @@ class Versions:
         That includes its encoder. What is being ingested is cancelled, a move to another encoder called off. Files that
         have been deleted since do not come back. Raises `NotFound` if the version is not kept.
         """
-        with self._index.lock:
-            with self._database.read() as connection:
-                wanted = version_row(connection, ref.store_id, ref.version)
+        with self.changing(ref.store_id) as connection:
+            wanted = version_row(connection, ref.store_id, ref.version)
             table = ref.store_id + wanted["table_suffix"]
             self._index.restore(table, wanted["table_version"])
             restored = {each.file_id: each for each in self._index.files(table)}
-            with self._database.write() as connection:
-                alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
-                uploaded = set(connection.execute(select(files.c.id).where(alive)).scalars())
-                for file_id in restored.keys() - uploaded:
-                    self._index.remove_file(table, file_id)
-                set_table(connection, ref.store_id, wanted["encoder"], wanted["table_suffix"])
-                version = next_version(connection, ref.store_id)
-                _set_found(
-                    connection, ref.store_id, version, {id_: restored[id_] for id_ in restored.keys() & uploaded}
-                )
-                self.record(connection, ref.store_id, version)
+            alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
+            uploaded = set(connection.execute(select(files.c.id).where(alive)).scalars())
+            for file_id in restored.keys() - uploaded:
+                self._index.remove_file(table, file_id)
+            set_table(connection, ref.store_id, wanted["encoder"], wanted["table_suffix"])
+            version = next_version(connection, ref.store_id)
+            _set_found(connection, ref.store_id, version, {id_: restored[id_] for id_ in restored.keys() & uploaded})
+            self.record(connection, ref.store_id, version)
         return version
 
     def undo_unrecorded(self) -> None:
         """Take back what a process that was killed has committed and not recorded: nobody was told of it.
 
-        It is done again, unless it was cancelled meanwhile. To be called before anything else is changed.
+        It is done again, unless it was cancelled meanwhile. To be called before anything else is changed. A store whose
+        table cannot be read is left as it is.
         """
+        for store_id in self.store_ids():
+            with left_alone_if_damaged(store_id), self.changing(store_id) as connection:
+                self._undo_unrecorded(connection, store_id)
+
+    def _undo_unrecorded(self, connection: Connection, store_id: str) -> None:
+        newest = newest_version(connection, store_id)
+        if newest is None:
+            return
+        table = store_id + newest["table_suffix"]
+        if not self._index.has_changed_since(table, newest["table_version"]):
+            return
+        recorded = select(_file.file_id).where(_file.store_id == store_id, is_found(), _file.passages > 0)
+        if {each.file_id for each in self._index.files(table)} != set(connection.execute(recorded).scalars()):
+            logger.warning("store %s: a commit that was not recorded is taken back", store_id)
+            self._index.restore(table, newest["table_version"])
+        # What was found meanwhile is not what the version says.
+        self._record_now(connection, store_id)
+
+    def store_ids(self) -> Sequence[str]:
         with self._database.read() as connection:
-            store_ids = connection.execute(select(vector_stores.c.id)).scalars().all()
-        query = select(_file.file_id).where(is_found(), _file.passages > 0)
-        for store_id in store_ids:
-            with self._index.lock:
-                with self._database.read() as connection:
-                    newest = newest_version(connection, store_id)
-                    recorded = set(connection.execute(query.where(_file.store_id == store_id)).scalars())
-                if newest is None:
-                    continue
-                table = store_id + newest["table_suffix"]
-                if not self._index.has_changed_since(table, newest["table_version"]):
-                    continue
-                if {each.file_id for each in self._index.files(table)} != recorded:
-                    logger.warning("store %s: a commit that was not recorded is taken back", store_id)
-                    self._index.restore(table, newest["table_version"])
-                # What was found meanwhile is not what the version says.
-                self._record_now(store_id)
+            return connection.execute(select(vector_stores.c.id)).scalars().all()
 
     def table(self, store_id: str) -> str:
         """The name of the table that searches of the store read now."""
         with self._database.read() as connection:
-            current = current_table(connection, store_id)
-        return store_id + (current.suffix if current else "")
+            return _table_name(connection, store_id)
 
-    def _record_now(self, store_id: str) -> None:
-        with self._database.write() as connection:
-            self.record(connection, store_id, next_version(connection, store_id))
+    def _record_now(self, connection: Connection, store_id: str) -> None:
+        self.record(connection, store_id, next_version(connection, store_id))
 
     def record(self, connection: Connection, store_id: str, version: int) -> None:
         """The table as it is now, as a version of its store; those that are not to be kept any more go.
 
-        For whoever has just committed, and still holds the index's lock.
+        For whoever has just committed, in the transaction of `changing`.
         """
         current = current_table(connection, store_id)
         assert current is not None, "the caller has just changed its rows"
@@ -159,26 +168,23 @@ class Versions:
         for suffix, versions in gone.items():
             self._index.let_go(store_id + suffix, versions)
 
-    def enforce_retention(self) -> None:
-        """Let go of what is not to be kept any more, in every store. To be called every few minutes."""
-        with self._database.read() as connection:
-            store_ids = connection.execute(select(vector_stores.c.id)).scalars().all()
-        # Tables of stores that the database does not know are left alone: it may be the wrong database.
-        tables = self._index.tables()
-        unneeded: set[str] = set()
-        for store_id in store_ids:
-            names = tables.get(store_id, set())
-            with self._index.lock:
-                with self._database.write() as connection:
-                    kept, _ = self._expire(connection, store_id)
-                    needed = _needed_tables(connection, store_id)
-                    # One that was not needed the last time either: no search can still be reading it.
-                    for name in (names - needed) & self._unneeded:
-                        self._index.drop_table(name)
-                for name in names & needed:
-                    self._index.keep_only(name, kept.get(parts_of(name)[1], ()))
-            unneeded |= names - needed
-        self._unneeded = unneeded
+    def enforce_retention(self, store_id: str, tables: set[str]) -> None:
+        """Let go of what is not to be kept any more. To be called every few minutes for every store.
+
+        `tables` are those that the store has in the index. Left as they are if they cannot be read.
+        """
+        unneeded_before = self._unneeded.pop(store_id, set())
+        with left_alone_if_damaged(store_id), self._index.lock:
+            with self._database.write() as connection:
+                kept, _ = self._expire(connection, store_id)
+                needed = _needed_tables(connection, store_id)
+                if unneeded := tables - needed:
+                    self._unneeded[store_id] = unneeded
+                # One that was not needed the last time either: no search can still be reading it.
+                for name in unneeded & unneeded_before:
+                    self._index.drop_table(name)
+            for name in tables & needed:
+                self._index.keep_only(name, kept.get(parts_of(name)[1], ()))
 
     def _expire(self, connection: Connection, store_id: str) -> tuple[_BySuffix, _BySuffix]:
         """Returns the versions that are kept, and those that no longer are, by the suffixes of their tables."""
@@ -198,6 +204,28 @@ class Versions:
             _by_suffix(row for row in rows if row["version"] not in gone),
             _by_suffix(row for row in rows if row["version"] in gone),
         )
+
+
+def hold(connection: Connection, store_id: str) -> None:
+    """Until the end of the transaction no other that holds the store runs. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        # Not by the store's row: searches touch that.
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(store_id))))
+
+
+def _table_name(connection: Connection, store_id: str) -> str:
+    current = current_table(connection, store_id)
+    return store_id + (current.suffix if current else "")
+
+
+@contextmanager
+def left_alone_if_damaged(store_id: str) -> Iterator[None]:
+    """One damaged table must not keep the indexer from the others."""
+    try:
+        yield
+    # What LanceDB raises; of the database's errors none is one of these.
+    except (ValueError, OSError, RuntimeError):
+        logger.exception("store %s: its table cannot be read or written", store_id)
 
 
 def set_table(connection: Connection, store_id: str, encoder: str, suffix: str) -> None:

@@ -85,10 +85,11 @@ class LocalIndex:
 
     def take_over(self) -> None:
         """From a process that was killed."""
-        self._versions.undo_unrecorded()
         self._ingestor.take_over()
         self._reembedder.take_over()
-        self._versions.enforce_retention()
+        self._versions.undo_unrecorded()
+        for store_id in self._versions.store_ids():
+            self._versions.enforce_retention(store_id, self._writer.tables_of(store_id))
 
     async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         return self._encoders[model or WordEncoder.model_id].encode(texts)

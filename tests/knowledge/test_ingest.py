@@ -1,8 +1,10 @@
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,7 @@ class Library:
     def __init__(self, root: Path, database: Database, encoder: TextEncoder) -> None:
         self.database = database
         self.encoder = encoder
+        self.root = root
         self.folder = Folder(root / "files")
         self.index = IndexWriter(root / "vectors")
         self.versions = Versions(database, self.index, RetentionConfig())
@@ -285,6 +288,18 @@ def test_a_new_indexer_does_not_wait_for_the_lease_of_the_one_before(library: Li
     assert library.job("file-1")["status"] == "completed"
 
 
+def test_an_indexer_that_was_replaced_and_lives_on_commits_nothing(library: Library) -> None:
+    library.add_file("file-1", "Claimed by the one before.")
+    before = library.ingestor(encoder=Interrupted(library.encoder, lambda: library.ingestor().take_over()))
+
+    before.run_once()
+
+    assert library.job("file-1")["status"] == "in_progress"
+    assert library.index.version(STORE) is None
+    assert library.ingestor().run_once() == 1
+    assert library.job("file-1")["status"] == "completed"
+
+
 def test_file_whose_indexer_died_is_taken_on_alone(library: Library) -> None:
     library.add_file("file-1", "It may be the reason.", attempts=1)
     library.add_file("file-2", "It is not.")
@@ -480,6 +495,81 @@ async def test_what_a_killed_indexer_did_not_record_is_taken_back(library: Libra
     before = library.index.version(STORE)
     library.versions.undo_unrecorded()
     assert library.index.version(STORE) == before
+
+
+def test_nobody_commits_while_the_table_is_compared_and_restored(
+    library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library.add_file("file-1", "Recorded.")
+    library.ingestor().run_once()
+    library.index.remove_file(STORE, "file-1")  # by one that was killed before it recorded it
+    refusals: list[str] = []
+    restore = library.index.restore
+
+    def try_to_commit_and_restore(name: str, table_version: int) -> None:
+        with closing(sqlite3.connect(tmp_path / "rayconteur.db", timeout=0)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                refusals.append(str(error))
+        restore(name, table_version)
+
+    monkeypatch.setattr(library.index, "restore", try_to_commit_and_restore)
+    library.versions.undo_unrecorded()
+
+    assert refusals == ["database is locked"]
+    assert [each.file_id for each in library.index.files(STORE)] == ["file-1"]
+
+
+def _damage(library: Library, store_id: str) -> None:
+    """As a disk that was full, or a machine that lost its power, may leave it."""
+    manifests = library.root / "vectors" / f"{store_id}.lance" / "_versions"
+    min(manifests.glob("*.manifest")).write_bytes(b"")  # the newest: their names count down
+
+
+def test_a_table_that_cannot_be_read_stops_no_other_store(library: Library, caplog: pytest.LogCaptureFixture) -> None:
+    library.add_store("vs_0b")
+    for store_id in (STORE, "vs_0b"):
+        library.add_file(f"file-of-{store_id}", "Recorded.", store_id=store_id)
+    library.ingestor().run_once()
+    _damage(library, STORE)
+    library.index.remove_file("vs_0b", "file-of-vs_0b")  # not recorded
+
+    library.versions.undo_unrecorded()
+    library.versions.enforce_retention(STORE, {STORE})
+
+    assert [each.file_id for each in library.index.files("vs_0b")] == ["file-of-vs_0b"]
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == 2 * [
+        f"store {STORE}: its table cannot be read or written"
+    ]
+
+
+def test_a_table_that_cannot_be_read_can_be_dropped(library: Library) -> None:
+    library.add_file("file-1", "Soon gone.")
+    library.ingestor().run_once()
+    _damage(library, STORE)
+
+    library.index.drop(STORE)
+
+    assert library.index.tables() == {}
+    assert library.index.version(STORE) is None
+
+
+def test_files_of_a_table_that_cannot_be_read_fail_and_stop_no_other_store(library: Library) -> None:
+    library.add_store("vs_0b")
+    library.add_file("file-0", "Recorded.")
+    library.ingestor().run_once()
+    _damage(library, STORE)
+    library.add_file("file-1", "Nobody can add it.")
+    library.add_file("file-2", "Anybody can add it.", store_id="vs_0b")
+
+    ingestor = library.ingestor(max_attempts=2)
+    for _ in range(3):
+        ingestor.run_once()
+        ingestor.take_over()
+
+    assert (library.job("file-1")["status"], library.job("file-1")["error_code"]) == ("failed", "server_error")
+    assert library.job("file-2")["status"] == "completed"
 
 
 def _ingest_until_killed(root: Path) -> None:

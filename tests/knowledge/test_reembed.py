@@ -12,14 +12,14 @@ from typing import Any
 import lance
 import numpy as np
 import pytest
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, text, update
 
 from serve_app.config import IngestionConfig, RetentionConfig
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, Unavailable
 from serve_app.knowledge.catalog import Catalog
 from serve_app.knowledge.encode import TextEncoder, unit_rows
 from serve_app.knowledge.reembed import Reembedder
-from serve_app.knowledge.versions import Versions
+from serve_app.knowledge.versions import Versions, hold
 from serve_app.storage.database import Database, open_database
 from serve_app.storage.schema import files, reembeddings, store_versions
 from serve_app.types import FloatMatrix, FloatVector, Json
@@ -108,6 +108,9 @@ class Moving(Library):
     def move(self, model: str) -> None:
         self.ask(model)
         assert self.reembedder().run_once()
+
+    def enforce_retention(self) -> None:
+        self.versions.enforce_retention(STORE, self.index.tables_of(STORE))
 
     @property
     def model(self) -> str:
@@ -383,14 +386,14 @@ def test_old_table_goes_with_the_last_version_in_it(library: Moving) -> None:
     library.versions = Versions(library.database, library.index, RetentionConfig(keep_versions=2))
     library.put("file-1", FERRETS)
     library.move(NARROW)
-    library.versions.enforce_retention()
-    library.versions.enforce_retention()
+    library.enforce_retention()
+    library.enforce_retention()
     assert len(library.index.tables_of(STORE)) == 2
 
     library.put("file-2", OTTERS)
-    library.versions.enforce_retention()
+    library.enforce_retention()
     assert len(library.index.tables_of(STORE)) == 2  # a search may just be reading it
-    library.versions.enforce_retention()
+    library.enforce_retention()
 
     assert library.index.tables_of(STORE) == {library.versions.table(STORE)}
     library.first.texts.clear()
@@ -405,13 +408,13 @@ def test_pinned_version_keeps_the_old_table(library: Moving) -> None:
     library.catalog.pin_version(STORE, 1, is_pinned=True)
     library.move(NARROW)
     for _ in range(3):
-        library.versions.enforce_retention()
+        library.enforce_retention()
 
     assert len(library.index.tables_of(STORE)) == 2
 
     library.catalog.pin_version(STORE, 1, is_pinned=False)
     for _ in range(2):
-        library.versions.enforce_retention()
+        library.enforce_retention()
 
     assert len(library.index.tables_of(STORE)) == 1
 
@@ -425,7 +428,7 @@ def test_call_with_the_stores_own_encoder_calls_a_move_off(library: Moving) -> N
     assert (library.model, library.store()["reembedding"]) == (ENCODER, None)
     assert not library.reembedder().run_once()
     for _ in range(2):
-        library.versions.enforce_retention()
+        library.enforce_retention()
     assert library.index.tables_of(STORE) == {STORE}
 
 
@@ -601,6 +604,21 @@ library.reembedder().run_once()
 """
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_no_other_process_changes_a_table_meanwhile(library: Moving, database_url: str) -> None:
+    def hold_at_once(database: Database, store_id: str) -> None:
+        with database.write() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = 1"))
+            hold(connection, store_id)
+
+    with closing(open_database(database_url)) as other:
+        with library.versions.changing(STORE):
+            hold_at_once(other, "vs_0b")
+            with pytest.raises(Unavailable):
+                hold_at_once(other, STORE)
+        hold_at_once(other, STORE)
+
+
 # On PostgreSQL each takes as long, and only the SQL would be another.
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("step", "count", "made_again"), [("add", 1, 2), ("add", 2, 1), ("record", 0, 0)])
@@ -612,10 +630,10 @@ async def test_killed_move_goes_on_where_it_was(
     library.ask(NARROW)
     _move_until_killed(tmp_path, database_url, step, count)
     assert library.model == ENCODER
+    library.reembedder().take_over()
     library.versions.undo_unrecorded()
     assert {passage.file_id for passage in await library.search("Note")} == {"file-0", "file-1", "file-2"}
 
-    library.reembedder().take_over()
     library.reembedder().run_once()
 
     assert library.model == NARROW

@@ -229,8 +229,8 @@ class World:
         if self.files % 2:
             # A client has called it off meanwhile: nobody does it again.
             self.library.catalog.stop_ingestion(STORE, f"file-{self.files}")
-        self.versions.undo_unrecorded()
         self.library.ingestor().take_over()
+        self.versions.undo_unrecorded()
         self.library.ingest()
 
     def found(self, number: int) -> str | None:
