@@ -29,7 +29,6 @@ from serve_app.parts import Generator, Sessions
 from serve_app.types import FloatMatrix, Json, Scores
 from serve_app.types.generation import Capacity, GenerationRequest
 from serve_app.types.knowledge import (
-    AttributeChange,
     Optimization,
     Passage,
     RerankRequest,
@@ -93,8 +92,8 @@ class RemoteIndexer:
     async def wake(self) -> None:
         await _call(self._handle.wake, timeout_s=self._timeout_s)
 
-    async def update_attributes(self, change: AttributeChange) -> None:
-        await _call(self._handle.update_attributes, change, timeout_s=self._timeout_s)
+    async def update_attributes(self, ref: StoreFileRef) -> None:
+        await _call(self._handle.update_attributes, ref, timeout_s=self._timeout_s)
 
     async def remove_file(self, ref: StoreFileRef) -> None:
         await _call(self._handle.remove_file, ref, timeout_s=self._timeout_s)

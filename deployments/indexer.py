@@ -24,7 +24,7 @@ from serve_app.knowledge.reembed import Reembedder
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
-from serve_app.types.knowledge import AttributeChange, Optimization, StoreFileRef, StoreVersionRef, TableState
+from serve_app.types.knowledge import Optimization, StoreFileRef, StoreVersionRef, TableState
 from serve_app.vitals import Releasable
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class Indexer(Replica):
         for work in self._work.values():
             work.set()
 
-    async def update_attributes(self, change: AttributeChange) -> None:
-        await self._change(lambda: self._versions.update_attributes(change))
+    async def update_attributes(self, ref: StoreFileRef) -> None:
+        await self._change(lambda: self._versions.update_attributes(ref))
 
     async def remove_file(self, ref: StoreFileRef) -> None:
         await self._change(lambda: self._versions.remove_file(ref))

@@ -32,7 +32,6 @@ from serve_app.types.conversation import (
 )
 from serve_app.types.generation import Capacity, GenerationRequest
 from serve_app.types.knowledge import (
-    AttributeChange,
     Optimization,
     Passage,
     RerankRequest,
@@ -77,7 +76,7 @@ class Indexer(Protocol):
         """There is work in the database: look now."""
         ...
 
-    async def update_attributes(self, change: AttributeChange) -> None: ...
+    async def update_attributes(self, ref: StoreFileRef) -> None: ...
 
     async def remove_file(self, ref: StoreFileRef) -> None:
         """After the return no search finds the file."""

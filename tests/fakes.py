@@ -21,7 +21,6 @@ from serve_app.types import FloatMatrix, Json
 from serve_app.types.conversation import CloseTurn, OpenedTurn, OpenTurn, WithdrawTurn
 from serve_app.types.generation import GenerationRequest
 from serve_app.types.knowledge import (
-    AttributeChange,
     Optimization,
     Passage,
     SearchQuery,
@@ -74,7 +73,7 @@ class FakeRetriever:
 
 class FakeIndexer:
     async def wake(self) -> None: ...
-    async def update_attributes(self, change: AttributeChange) -> None: ...
+    async def update_attributes(self, ref: StoreFileRef) -> None: ...
     async def remove_file(self, ref: StoreFileRef) -> None: ...
     async def drop_store(self, store_id: str) -> None: ...
     async def roll_back(self, ref: StoreVersionRef) -> int:

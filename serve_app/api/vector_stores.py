@@ -31,7 +31,7 @@ from serve_app.knowledge import parse
 from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.retrieve import retrieve
 from serve_app.types import Json
-from serve_app.types.knowledge import AttributeChange, Passage, StoreFileRef, StoreVersionRef
+from serve_app.types.knowledge import Passage, StoreFileRef, StoreVersionRef
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
 
@@ -273,7 +273,9 @@ def get_file(store_id: str, file_id: str, context: InContext) -> Json:
 async def update_file(store_id: str, file_id: str, body: AttributesBody, context: InContext) -> Json:
     attributes = dict(body.attributes or {})
     file = await run_in_threadpool(context.catalog.update_attributes, store_id, file_id, attributes)
-    await context.parts.indexer.update_attributes(AttributeChange(store_id, file_id, attributes))
+    await context.parts.indexer.update_attributes(StoreFileRef(store_id, file_id))
+    if file["status"] == "in_progress":
+        await _wake_indexer(context)
     return file
 
 

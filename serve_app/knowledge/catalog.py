@@ -258,10 +258,15 @@ class Catalog:
         return [file_version_to_json(row, versions) for row in rows]
 
     def update_attributes(self, store_id: str, file_id: str, attributes: Mapping[str, AttributeValue]) -> Json:
+        """One that was searched as another of its document has to be ingested itself from then on."""
+        changes: Json = {"attributes": dict(attributes)}
         with self._database.write() as connection:
-            connection.execute(
-                update(vector_store_files).where(_is_file(store_id, file_id)).values(attributes=dict(attributes))
-            )
+            _store_row(connection, store_id, lock=True)
+            row = _file_row(connection, store_id, file_id)
+            if row["same_as"] and row["until_version"] is None and row["attributes"] != changes["attributes"]:
+                document = documents_of(connection, store_id, [row["key"]])[row["key"]]
+                changes |= {"status": "in_progress", "same_as": None, "version": document.version + 1}
+            connection.execute(update(vector_store_files).where(_is_file(store_id, file_id)).values(changes))
             return file_to_json(_file_row(connection, store_id, file_id))
 
     def remove_file(self, store_id: str, file_id: str) -> None:

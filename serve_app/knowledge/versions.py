@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _file = vector_store_files.c
 
+_MAX_PARAMETERS = 1000
+"""Of a query: both databases refuse some tens of thousands."""
+
 _BySuffix = dict[str, set[int]]
 """Versions of a store, by the suffix of the table that they are in."""
 
@@ -81,10 +84,16 @@ class Versions:
                 self._record_now(connection, store_id)
         return done
 
-    def update_attributes(self, change: AttributeChange) -> None:
-        with self.changing(change.store_id) as connection:
-            if self._index.update_attributes(_table_name(connection, change.store_id), change):
-                self._record_now(connection, change.store_id)
+    def update_attributes(self, ref: StoreFileRef) -> None:
+        """Make the table say of a file what the database says: of two changes the later may come here first."""
+        query = select(_file.attributes).where(_file.store_id == ref.store_id, _file.file_id == ref.file_id)
+        with self.changing(ref.store_id) as connection:
+            attributes = connection.execute(query).scalar()
+            if attributes is None:  # it was removed meanwhile
+                return
+            change = AttributeChange(ref.store_id, ref.file_id, attributes)
+            if self._index.update_attributes(_table_name(connection, ref.store_id), change):
+                self._record_now(connection, ref.store_id)
 
     def roll_back(self, ref: StoreVersionRef) -> int:
         """Make the store what it was at a version that is kept: that is a new version, which is returned.
@@ -97,8 +106,7 @@ class Versions:
             table = ref.store_id + wanted["table_suffix"]
             self._index.restore(table, wanted["table_version"])
             restored = {each.file_id: each for each in self._index.files(table)}
-            alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
-            uploaded = set(connection.execute(select(files.c.id).where(alive)).scalars())
+            uploaded = _uploaded(connection, restored)
             for file_id in restored.keys() - uploaded:
                 self._index.remove_file(table, file_id)
             set_table(connection, ref.store_id, wanted["encoder"], wanted["table_suffix"])
@@ -218,6 +226,16 @@ def _table_name(connection: Connection, store_id: str) -> str:
     return store_id + (current.suffix if current else "")
 
 
+def _uploaded(connection: Connection, file_ids: Iterable[str]) -> set[str]:
+    """Those of them that still are."""
+    alive = or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
+    ids, found = list(file_ids), set[str]()
+    for start in range(0, len(ids), _MAX_PARAMETERS):
+        few = files.c.id.in_(ids[start : start + _MAX_PARAMETERS])
+        found.update(connection.execute(select(files.c.id).where(alive, few)).scalars())
+    return found
+
+
 @contextmanager
 def left_alone_if_damaged(store_id: str) -> Iterator[None]:
     """One damaged table must not keep the indexer from the others."""
@@ -272,10 +290,8 @@ def _set_found(connection: Connection, store_id: str, version: int, found: Mappi
     ]
     update_each(connection, store_id, [{"file": file_id, "until_version": version} for file_id in lost])
 
-    back = [found[row["file_id"]] for row in rows if row["file_id"] in found]
-    values = {"status": "completed", "until_version": None, "same_as": None}
-    changes = [{"file": each.file_id, "attributes": each.attributes, **values, **sizes_of(each)} for each in back]
-    update_each(connection, store_id, changes)
+    back = [_found_again(row, found[row["file_id"]], version) for row in rows if row["file_id"] in found]
+    update_each(connection, store_id, back)
     removed = found.keys() - {row["file_id"] for row in rows}
     if removed:
         query = select(vector_stores.c.chunking_strategy).where(vector_stores.c.id == store_id)
@@ -284,6 +300,24 @@ def _set_found(connection: Connection, store_id: str, version: int, found: Mappi
             insert(vector_store_files),
             [_row(store_id, found[file_id], strategy, version) for file_id in sorted(removed)],
         )
+
+
+def _found_again(row: RowMapping, file: IndexedFile, version: int) -> Json:
+    """What becomes of a file's row. It may have been added again since, as another document, and have failed."""
+    return {
+        "file": file.file_id,
+        "key": file.key,
+        "version": file.version,
+        "since_version": row["since_version"] or version,
+        "until_version": None,
+        "same_as": None,
+        "status": "completed",
+        "completed_at": row["completed_at"] or time.time(),
+        "error_code": None,
+        "error_message": None,
+        "attributes": file.attributes,
+        **sizes_of(file),
+    }
 
 
 def sizes_of(file: IndexedFile) -> Json:

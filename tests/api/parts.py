@@ -14,7 +14,6 @@ from serve_app.metrics import Tally
 from serve_app.parts import Embedder, Generator, Indexer, Parts, Retriever, Run, Sessions
 from serve_app.types import FloatMatrix
 from serve_app.types.knowledge import (
-    AttributeChange,
     IndexState,
     Optimization,
     Passage,
@@ -66,8 +65,8 @@ class RecordingIndexer:
     async def wake(self) -> None:
         self._hear("wake")
 
-    async def update_attributes(self, change: AttributeChange) -> None:
-        self._hear(change)
+    async def update_attributes(self, ref: StoreFileRef) -> None:
+        self._hear(ref)
 
     async def remove_file(self, ref: StoreFileRef) -> None:
         self._hear(ref)

@@ -22,7 +22,6 @@ from serve_app.storage.database import Database
 from serve_app.storage.files import FileStore
 from serve_app.types import FloatMatrix
 from serve_app.types.knowledge import (
-    AttributeChange,
     Optimization,
     Passage,
     SearchQuery,
@@ -100,8 +99,8 @@ class LocalIndex:
         while await run_in_threadpool(self._reembedder.run_once):
             pass
 
-    async def update_attributes(self, change: AttributeChange) -> None:
-        await run_in_threadpool(self._versions.update_attributes, change)
+    async def update_attributes(self, ref: StoreFileRef) -> None:
+        await run_in_threadpool(self._versions.update_attributes, ref)
 
     async def remove_file(self, ref: StoreFileRef) -> None:
         await run_in_threadpool(self._versions.remove_file, ref)

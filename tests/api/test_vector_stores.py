@@ -13,7 +13,7 @@ from sqlalchemy import update
 from serve_app.errors import InvalidRequest, Unavailable
 from serve_app.knowledge import catalog
 from serve_app.storage.schema import vector_store_files, vector_stores
-from serve_app.types.knowledge import AttributeChange, Comparison, Compound, Passage, Ranking, StoreFileRef
+from serve_app.types.knowledge import Comparison, Compound, Passage, Ranking, StoreFileRef
 from tests.api.conftest import Api
 from tests.api.parts import DIMENSIONS
 from tests.api.test_app import error_of
@@ -199,7 +199,7 @@ def test_a_file_is_added_described_and_removed(api: Api) -> None:
 
     changed = api.openai.vector_stores.files.update(file_id, vector_store_id=store.id, attributes={"year": 2025})
     assert changed.attributes == {"year": 2025}
-    assert AttributeChange(store.id, file_id, {"year": 2025}) in api.indexer.told
+    assert StoreFileRef(store.id, file_id) in api.indexer.told
 
     content = api.openai.vector_stores.files.content(file_id, vector_store_id=store.id)
     assert [part.text for part in content] == ["Paris is in France."]

@@ -102,6 +102,20 @@ def test_the_same_content_changes_nothing_until_what_it_equals_is_removed(docume
     assert documents.search() == [(second, "One ferret.")]
 
 
+def test_other_attributes_make_one_that_equals_another_a_version_of_its_own(
+    documents: Documents, client: openai.OpenAI
+) -> None:
+    documents.put("a.txt", "One ferret.")
+    second, third = (documents.put("a.txt", "One ferret.") for _ in range(2))
+
+    client.vector_stores.files.update(second, vector_store_id=documents.store_id, attributes={"year": 2021})
+
+    only_2021 = {"type": "eq", "key": "year", "value": 2021}
+    assert documents.search(filters=only_2021) == documents.search() == [(second, "One ferret.")]
+    assert documents.get(f"files/{second}")["same_as"] is None
+    assert documents.get(f"files/{third}/versions")["data"][0]["id"] == second
+
+
 def test_deleting_the_upload_that_others_equal_leaves_the_document(documents: Documents, client: openai.OpenAI) -> None:
     first = documents.put("a.txt", "One ferret.")
     second = documents.put("a.txt", "One ferret.")

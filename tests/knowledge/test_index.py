@@ -80,6 +80,15 @@ def test_maintenance_is_no_change_and_what_comes_after_it_is_one(store: Store) -
     assert store.writer.has_changed_since(STORE, recorded)
 
 
+def test_the_tables_of_a_store_are_no_others(store: Store) -> None:
+    for name in (STORE, f"{STORE}_1b", f"{STORE}b", f"{STORE}b_1b"):
+        store.writer.add(name, [FilePassages("file-1", "a", {}, [Piece("a", 0)], _directions(0))])
+
+    assert store.writer.tables_of(STORE) == {STORE, f"{STORE}_1b"}
+    with pytest.raises(InvalidRequest):
+        store.writer.tables_of("*")
+
+
 def _directions(*degrees: float) -> FloatMatrix:
     """Unit vectors at these angles to (1, 0, 0, 0)."""
     radians = np.radians(degrees)
@@ -527,7 +536,10 @@ async def test_filter_lets_through(filed: Store, where: Filter, files: str) -> N
 
 @pytest.mark.parametrize(("kind", "files"), [("in", "123"), ("nin", "4")])
 async def test_a_filter_may_name_a_thousand_values(filed: Store, kind: Literal["in", "nin"], files: str) -> None:
-    values = (*(float(year) for year in range(1600, 2100)), *(str(year) for year in range(1600, 2100)))
+    values: tuple[AttributeValue, ...] = (
+        *(float(year) for year in range(1600, 2100)),
+        *(str(year) for year in range(1600, 2100)),
+    )
     where = Comparison(kind, "year", values)
     assert await filed.file_ids(where) == [f"file-{number}" for number in files]
     # A chain of ORs would be as deep as it is long, and too deep for LanceDB's stack.

@@ -23,7 +23,7 @@ from serve_app.knowledge.versions import Versions, hold
 from serve_app.storage.database import Database, open_database
 from serve_app.storage.schema import files, reembeddings, store_versions
 from serve_app.types import FloatMatrix, FloatVector, Json
-from serve_app.types.knowledge import AttributeChange, Passage, Ranking, SearchQuery, StoreFileRef, StoreVersionRef
+from serve_app.types.knowledge import Passage, Ranking, SearchQuery, StoreFileRef, StoreVersionRef
 from tests.knowledge.test_ingest import ENCODER, STORE, Library
 
 NARROW = "narrow"
@@ -233,7 +233,7 @@ async def test_what_changes_meanwhile_is_in_the_new_table(library: Moving) -> No
         library.versions.remove_file(StoreFileRef(STORE, "file-2"))
         library.catalog.remove_file(STORE, "file-2")
         library.catalog.update_attributes(STORE, "file-3", {"year": 2021.0})
-        library.versions.update_attributes(AttributeChange(STORE, "file-3", {"year": 2021.0}))
+        library.versions.update_attributes(StoreFileRef(STORE, "file-3"))
 
     library.narrow.interruption = change
 
@@ -380,6 +380,33 @@ def test_roll_back_calls_a_move_off(library: Moving) -> None:
 
     assert (library.model, library.store()["reembedding"]) == (ENCODER, None)
     assert library.files() == {"file-1"}
+
+
+def test_roll_back_makes_a_file_what_it_was(library: Moving) -> None:
+    library.put("file-1", FERRETS, key="ferrets")
+    library.versions.remove_file(StoreFileRef(STORE, "file-1"))
+    # And added again, as another document.
+    library.change("file-1", key="stoats", version=3, since_version=None, until_version=None, passages=0)
+    library.change("file-1", status="failed", error_code="server_error", error_message="It was cut off")
+
+    library.versions.roll_back(StoreVersionRef(STORE, 1))
+
+    job = library.job("file-1")
+    assert (job["key"], job["version"], job["status"], job["since_version"]) == ("ferrets", 1, "completed", 3)
+    assert (job["error_code"], job["error_message"]) == (None, None)
+    library.put("file-2", OTTERS, key="ferrets", version=2)
+    assert library.files() == {"file-2"}
+
+
+def test_the_last_change_of_attributes_is_in_the_table_whichever_comes_there_last(library: Moving) -> None:
+    library.put("file-1", FERRETS)
+    for year in (2020.0, 2021.0):
+        library.catalog.update_attributes(STORE, "file-1", {"year": year})
+
+    for _ in range(2):
+        library.versions.update_attributes(StoreFileRef(STORE, "file-1"))
+
+    assert {row["attributes"] for row in library.rows().values()} == {'{"year": 2021.0}'}
 
 
 def test_old_table_goes_with_the_last_version_in_it(library: Moving) -> None:

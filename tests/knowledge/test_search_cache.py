@@ -22,7 +22,6 @@ from serve_app.lfu_cache import LfuCache
 from serve_app.storage.database import open_database
 from serve_app.types import AttributeValue, FloatVector
 from serve_app.types.knowledge import (
-    AttributeChange,
     Comparison,
     Passage,
     Ranking,
@@ -203,7 +202,7 @@ class World:
             self.files += 1
             attributes: dict[str, AttributeValue] = {"colour": ("red", "blue")[self.files % 2]}
             self.library.catalog.update_attributes(STORE, file_id, attributes)
-            self.tried(lambda: self.versions.update_attributes(AttributeChange(STORE, file_id, attributes)))
+            self.tried(lambda: self.versions.update_attributes(StoreFileRef(STORE, file_id)))
 
     def roll_back(self, number: int) -> None:
         kept = self.library.catalog.list_versions(STORE)
