@@ -26,6 +26,7 @@ from lancedb.index import FTS, Bitmap, BTree, IvfRq
 from serve_app.errors import InternalError
 from serve_app.knowledge import maintenance
 from serve_app.knowledge.commit import swap
+from serve_app.knowledge.documents import NewFile, key_of
 from serve_app.knowledge.split import Piece
 from serve_app.knowledge.table import (
     ARROW_TYPES,
@@ -445,11 +446,13 @@ def _rows(files: Sequence[FilePassages], schema: pa.Schema) -> pa.Table:
 
 
 def _indexed_file(row: Json, vector_bytes: int) -> IndexedFile:
+    attributes = json.loads(row["attributes"])
     return IndexedFile(
         file_id=row["file_id"],
-        key=row.get("key") or row["file_id"],
+        # Of one without a key the database has made the same.
+        key=key_of(NewFile(row["file_id"], attributes, key=row.get("key")), row["file_id"]),
         version=row.get("version") or 1,
-        attributes=json.loads(row["attributes"]),
+        attributes=attributes,
         passages=row["size_count"],
         size_bytes=row["size_sum"] + row["size_count"] * vector_bytes,
     )
