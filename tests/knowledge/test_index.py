@@ -89,6 +89,17 @@ def test_the_tables_of_a_store_are_no_others(store: Store) -> None:
         store.writer.tables_of("*")
 
 
+def test_a_file_from_before_there_were_keys_is_known_by_its_path(store: Store) -> None:
+    store.add("file-1", "a", attributes={"path": "notes/a.md"})
+    store.add("file-2", "b")
+    lancedb.connect(store.folder).open_table(STORE).update(values={"key": None})
+
+    assert {each.file_id: each.key for each in store.writer.files(STORE)} == {
+        "file-1": "notes/a.md",
+        "file-2": "file-2",
+    }
+
+
 def _directions(*degrees: float) -> FloatMatrix:
     """Unit vectors at these angles to (1, 0, 0, 0)."""
     radians = np.radians(degrees)
