@@ -1,6 +1,7 @@
 """What the indexer measures at intervals: what waits for it, and what its indices do not hold yet."""
 
 import time
+from contextlib import suppress
 
 from sqlalchemy import func, select
 
@@ -26,6 +27,10 @@ def measure(database: Database, index: IndexWriter, metrics: Metrics) -> None:
     metrics.set(INGESTION_QUEUE_FILES, count)
     metrics.set(INGESTION_OLDEST_SECONDS, max(0.0, time.time() - oldest) if count else 0.0)
 
-    unindexed = [index.unindexed_rows(table) for table in tables]
+    unindexed = []
+    for table in tables:
+        # One that is damaged has no rows to wait for; who works with it says so.
+        with suppress(ValueError, OSError, RuntimeError):
+            unindexed.append(index.unindexed_rows(table))
     for column in ("text", "vector"):
         metrics.set(UNINDEXED_ROWS, max((rows.get(column, 0) for rows in unindexed), default=0), index=column)

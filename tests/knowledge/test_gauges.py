@@ -5,7 +5,7 @@ from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.gauges import measure
 from serve_app.storage.database import Database
 from tests.fakes import RecordedMetrics
-from tests.knowledge.test_ingest import Library
+from tests.knowledge.test_ingest import Library, damage
 
 QUEUE, OLDEST, UNINDEXED = (
     "rayconteur_ingestion_queue_files",
@@ -56,3 +56,14 @@ def test_the_store_with_most_unindexed_rows_is_the_one_that_shows(
     assert gauges(library)[UNINDEXED, "text"] == 0
     # No vector index: that is how a small store is searched, and nothing that lags behind.
     assert before[UNINDEXED, "vector"] == 0
+
+
+def test_a_damaged_table_hides_no_other(tmp_path: Path, database: Database, encoder: TextEncoder) -> None:
+    library = Library(tmp_path, database, encoder)
+    for store_id in ("vs_0a", "vs_0b"):
+        library.add_store(store_id)
+        library.add_file(f"file-of-{store_id}", "A note.", store_id=store_id)
+    library.ingestor().run_once()
+    damage(library, "vs_0a")
+
+    assert gauges(library)[UNINDEXED, "text"] == 1

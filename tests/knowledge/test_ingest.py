@@ -521,7 +521,7 @@ def test_nobody_commits_while_the_table_is_compared_and_restored(
     assert [each.file_id for each in library.index.files(STORE)] == ["file-1"]
 
 
-def _damage(library: Library, store_id: str) -> None:
+def damage(library: Library, store_id: str) -> None:
     """As a disk that was full, or a machine that lost its power, may leave it."""
     manifests = library.root / "vectors" / f"{store_id}.lance" / "_versions"
     min(manifests.glob("*.manifest")).write_bytes(b"")  # the newest: their names count down
@@ -532,7 +532,7 @@ def test_a_table_that_cannot_be_read_stops_no_other_store(library: Library, capl
     for store_id in (STORE, "vs_0b"):
         library.add_file(f"file-of-{store_id}", "Recorded.", store_id=store_id)
     library.ingestor().run_once()
-    _damage(library, STORE)
+    damage(library, STORE)
     library.index.remove_file("vs_0b", "file-of-vs_0b")  # not recorded
 
     library.versions.undo_unrecorded()
@@ -547,7 +547,7 @@ def test_a_table_that_cannot_be_read_stops_no_other_store(library: Library, capl
 def test_a_table_that_cannot_be_read_can_be_dropped(library: Library) -> None:
     library.add_file("file-1", "Soon gone.")
     library.ingestor().run_once()
-    _damage(library, STORE)
+    damage(library, STORE)
 
     library.index.drop(STORE)
 
@@ -559,7 +559,7 @@ def test_files_of_a_table_that_cannot_be_read_fail_and_stop_no_other_store(libra
     library.add_store("vs_0b")
     library.add_file("file-0", "Recorded.")
     library.ingestor().run_once()
-    _damage(library, STORE)
+    damage(library, STORE)
     library.add_file("file-1", "Nobody can add it.")
     library.add_file("file-2", "Anybody can add it.", store_id="vs_0b")
 
