@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 from starlette.concurrency import run_in_threadpool
@@ -26,7 +27,7 @@ from serve_app.api.wire import (
     WireAsOf,
     chunking_to_json,
 )
-from serve_app.errors import RayconteurError
+from serve_app.errors import Conflict, RayconteurError
 from serve_app.knowledge import parse
 from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.retrieve import retrieve
@@ -288,13 +289,14 @@ async def remove_file(store_id: str, file_id: str, context: InContext) -> Json:
 
 
 @router.get("/{store_id}/files/{file_id}/content")
-def get_file_content(store_id: str, file_id: str, context: InContext) -> Json:
-    context.catalog.get_file(store_id, file_id)
-    text = parse.extract_text(
-        context.files.path(file_id),
-        context.files.media_type(file_id),
-        context.config.ingestion.max_file_characters,
-    )
+async def get_file_content(store_id: str, file_id: str, context: InContext) -> Json:
+    """Parsed anew, which is only done with a file that the indexer has parsed and survived."""
+    file = await run_in_threadpool(context.catalog.get_file, store_id, file_id)
+    if (status := file["status"]) != "completed":
+        raise Conflict(f"The file {file_id!r} is {status!r}: its text can be read once it is 'completed'")
+    media_type = await run_in_threadpool(context.files.media_type, file_id)
+    path, max_characters = context.files.path(file_id), context.config.ingestion.max_file_characters
+    text = await to_thread.run_sync(parse.extract_text, path, media_type, max_characters, limiter=context.parsers)
     return {
         "object": "vector_store.file_content.page",
         "data": [{"type": "text", "text": text}],
