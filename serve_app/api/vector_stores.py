@@ -3,7 +3,6 @@
 Rows come first and the indexer learns of them afterwards: what it misses it finds in the database.
 """
 
-import logging
 import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -15,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from serve_app.api.checks import require_tables
 from serve_app.api.context import Context, InContext
+from serve_app.api.wake import wake_indexer
 from serve_app.api.wire import (
     AnyFilter,
     Attributes,
@@ -27,7 +27,7 @@ from serve_app.api.wire import (
     WireAsOf,
     chunking_to_json,
 )
-from serve_app.errors import Conflict, RayconteurError
+from serve_app.errors import Conflict
 from serve_app.knowledge import parse
 from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.retrieve import retrieve
@@ -35,8 +35,6 @@ from serve_app.types import Json
 from serve_app.types.knowledge import AttributeChange, Passage, StoreFileRef, StoreVersionRef
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
-
-log = logging.getLogger(__name__)
 
 Id = Annotated[str, Field(min_length=1, max_length=80)]
 StoreVersion = Annotated[int, Field(ge=1, lt=2**31)]
@@ -156,7 +154,7 @@ async def create_store(body: CreateStoreBody, context: InContext) -> Json:
         new_files=[NewFile(file_id) for file_id in body.file_ids or ()],
     )
     if body.file_ids:
-        await _wake_indexer(context)
+        await wake_indexer(context)
     return store
 
 
@@ -230,7 +228,7 @@ def list_file_versions(store_id: str, file_id: str, context: InContext) -> Json:
 async def reembed(store_id: str, body: ReembedBody, context: InContext) -> Json:
     """Move the store to another encoder: answered at once, done behind. The store says how far it is."""
     store = await run_in_threadpool(context.catalog.reembed, store_id, body.model)
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return store
 
 
@@ -256,7 +254,7 @@ async def optimize_store(store_id: str, context: InContext) -> Json:
 @router.post("/{store_id}/files")
 async def add_file(store_id: str, body: AddFileBody, context: InContext) -> Json:
     file = await run_in_threadpool(context.catalog.add_file, store_id, body.to_new_file())
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return file
 
 
@@ -284,7 +282,7 @@ async def remove_file(store_id: str, file_id: str, context: InContext) -> Json:
     await run_in_threadpool(context.catalog.stop_ingestion, store_id, file_id)
     await context.parts.indexer.remove_file(StoreFileRef(store_id, file_id))
     await run_in_threadpool(context.catalog.remove_file, store_id, file_id)
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return {"id": file_id, "object": "vector_store.file.deleted", "deleted": True}
 
 
@@ -311,7 +309,7 @@ async def get_file_content(store_id: str, file_id: str, context: InContext) -> J
 @router.post("/{store_id}/file_batches")
 async def create_batch(store_id: str, body: BatchBody, context: InContext) -> Json:
     batch = await run_in_threadpool(context.catalog.create_batch, store_id, body.to_new_files())
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return batch
 
 
@@ -359,14 +357,6 @@ async def delete_with_passages(context: Context, store_id: str) -> None:
     await run_in_threadpool(context.catalog.stop_ingestion, store_id)
     await context.parts.indexer.drop_store(store_id)
     await run_in_threadpool(context.catalog.delete_store, store_id)
-
-
-async def _wake_indexer(context: Context) -> None:
-    # The files are queued, and the indexer looks by itself every few seconds: this only saves the wait.
-    try:
-        await context.parts.indexer.wake()
-    except RayconteurError as error:
-        log.warning("the indexer could not be woken and will find its work later: %s", error)
 
 
 def _before_and_after(pair: tuple[float, float]) -> Json:
