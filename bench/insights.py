@@ -154,6 +154,9 @@ class LocalEmbedder:
     async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         return await asyncio.to_thread(self._encoder.encode, texts)
 
+    async def count_tokens(self, texts: Sequence[str], model: str | None = None) -> int:
+        return sum(len(each) for each in self._encoder.tokenizer.encode_batch_fast(list(texts)))
+
 
 async def print_times(encoder: TextEncoder, texts: Sequence[str]) -> None:
     """A conversation of 200 messages, the assistant's of about 100 words, asked about again and again on SQLite."""

@@ -47,7 +47,7 @@ RETRY_AFTER_S = 2.0
 
 READY_TIMEOUT_S = 5.0
 
-_STREAM_AGAIN_AFTER_S = 0.25
+_AGAIN_AFTER_S = 0.25
 """A replica whose engine is dead refuses at once, until Ray has noticed and replaced it."""
 
 REPLICA_LOST = (
@@ -66,6 +66,10 @@ class RemoteEmbedder:
     async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         matrix: FloatMatrix = await _call(self._handle.embed, tuple(texts), model, timeout_s=self._timeout_s)
         return matrix
+
+    async def count_tokens(self, texts: Sequence[str], model: str | None = None) -> int:
+        tokens: int = await _call(self._handle.count_tokens, tuple(texts), model, timeout_s=self._timeout_s)
+        return tokens
 
 
 class RemoteReranker:
@@ -124,9 +128,16 @@ class RemoteGenerator:
         self._timeout_s = timeout_s
 
     async def complete(self, request: GenerationRequest) -> Json:
-        handle = self._handle.options(session_id=request.session_id)
-        completion: Json = await _call(handle.complete, request, timeout_s=self._timeout_s)
-        return completion
+        deadline_s = time.monotonic() + self._timeout_s
+        complete = self._handle.options(session_id=request.session_id).complete
+        while True:
+            try:
+                completion: Json = await _call(complete, request, timeout_s=deadline_s - time.monotonic())
+                return completion
+            except Unavailable:
+                if time.monotonic() + _AGAIN_AFTER_S >= deadline_s:
+                    raise
+            await asyncio.sleep(_AGAIN_AFTER_S)
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[str]:
         deadline_s = time.monotonic() + self._timeout_s
@@ -146,7 +157,7 @@ class RemoteGenerator:
                 # What was given to no replica raises why, if Ray's router has a loop of its own (DeploymentResponse).
                 with suppress(RayError, RayServeException):
                     events.cancel()
-            await asyncio.sleep(_STREAM_AGAIN_AFTER_S)
+            await asyncio.sleep(_AGAIN_AFTER_S)
 
 
 class RemoteReplicas:

@@ -130,6 +130,13 @@ class Gateway(Replica):
     def counted(self) -> Counted:
         return self._counts.read()
 
+    async def check_health(self) -> None:
+        await super().check_health()
+        loops = self._app.state.loops if self._app else ()
+        for loop in loops:
+            if loop.done() and not loop.cancelled():
+                loop.result()
+
     async def reconfigure(self, user_config: Any) -> None:  # whatever the YAML holds
         """Serve calls this after the start, and with each `serve deploy` that changes the gateway's `user_config`."""
         assert self._app is not None, "Serve has built the app before"

@@ -51,6 +51,8 @@ the growing pauses that takes a quarter of an hour. Waiting for room is no attem
 
 _RENEW_EVERY_S = LEASE_S / 5
 _LOOK_EVERY_S = 1.0
+_LOOK_AT_REST_S = 2.0
+"""Where nothing is written, a reader looks for what another process writes less and less often, to so seldom."""
 _MAX_RETRY_AFTER_S = 60.0
 
 # A checked request as JSON and back. It is made of dataclasses, which pydantic knows how to read.
@@ -236,15 +238,16 @@ class BackgroundResponses:
         """What has been journalled and what will be, until there is no job any more."""
         yield Queued({**response, "status": "queued"})
         news = self._news.setdefault(response_id, asyncio.Event())
-        number = 0
+        number, wait_s = 0, JOURNAL_EVERY_S
         while (batches := await run_in_threadpool(self._jobs.read, response_id, number)) is not None:
             for batch in batches:
                 number = batch.number
                 for event in batch.events:
                     yield from_json(event)
             # It may be written in another process: then nobody tells.
+            wait_s = JOURNAL_EVERY_S if batches else min(2 * wait_s, _LOOK_AT_REST_S)
             with suppress(TimeoutError):
-                async with asyncio.timeout(JOURNAL_EVERY_S):
+                async with asyncio.timeout(wait_s):
                     await news.wait()
 
     def _tell(self, response_id: str) -> None:

@@ -227,8 +227,12 @@ def _room(config: AppConfig, texts: Sequence[str], output_tokens: int, parts: Pa
     context = config.generator.engine.get("max_model_len")
     if not isinstance(context, int):
         return None
-    taken = sum(_count(text, context, parts.count_tokens) for text in texts)
-    return context - taken - config.retrieval.max_passage_tokens - output_tokens - _MARGIN_TOKENS
+    left = context - config.retrieval.max_passage_tokens - output_tokens - _MARGIN_TOKENS
+    for text in texts:
+        if left < 0:
+            break
+        left -= _count(text, left, parts.count_tokens)
+    return left
 
 
 def _budget(config: AppConfig) -> int:

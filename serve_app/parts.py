@@ -52,6 +52,10 @@ class Embedder(Protocol):
         """
         ...
 
+    async def count_tokens(self, texts: Sequence[str], model: str | None = None) -> int:
+        """Of all the texts together, whole, as that encoder counts them."""
+        ...
+
 
 class QueryEmbedder(Protocol):
     async def embed(self, texts: Sequence[str], store_ids: Sequence[str], model: str) -> FloatMatrix:

@@ -54,6 +54,9 @@ class FakeEmbedder:
         self.texts.extend(texts)
         return np.tile(np.array([1, 0], dtype=np.float32), (len(texts), 1))
 
+    async def count_tokens(self, texts: Sequence[str], model: str | None = None) -> int:
+        return sum(len(text.split()) for text in texts)
+
 
 class FakeRetriever:
     """Finds the same passages for every question."""

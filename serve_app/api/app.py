@@ -52,7 +52,11 @@ def create_app(
     database: Database,
     check_parts: Callable[[], Awaitable[dict[str, str]]],
 ) -> FastAPI:
-    """`check_parts` names each part, with `ok` or with what is wrong. The API keys come from the environment."""
+    """`check_parts` names each part, with `ok` or with what is wrong. The API keys come from the environment.
+
+    `app.state.loops` are tasks that go on as long as it serves. One that is done has failed: without it the gateway
+    serves wrongly, and should be replaced.
+    """
     app = FastAPI(
         title="Rayconteur",
         lifespan=_lifespan,
@@ -62,6 +66,7 @@ def create_app(
             Middleware(BodyGuard, max_upload_bytes=config.api.max_upload_bytes),
         ],
     )
+    app.state.loops = []
     app.state.context = Context(
         config=config,
         parts=parts,
@@ -102,7 +107,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context = app.state.context
     # Before the first request, or another process would take its turn for one that was left.
     await run_in_threadpool(beat, context.database, context.runner_id)
-    background = [
+    app.state.loops = [
         asyncio.create_task(keep_beating(context)),
         asyncio.create_task(context.background.work()),
         asyncio.create_task(keep_capacities(context)),
@@ -112,9 +117,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(insights.keep_facts(app)),
     ]
     yield
-    for task in background:
-        task.cancel()
-    await asyncio.wait(background)
+    for loop in app.state.loops:
+        loop.cancel()
+    await asyncio.wait(app.state.loops)
     await chat.drain()
 
 

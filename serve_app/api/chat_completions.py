@@ -60,10 +60,12 @@ class ChatCompletionBody(Wire):
     stream: bool | None = Field(default=None, strict=True)
     tools: list[dict[str, Any]] | None = None
     service_tier: ServiceTier | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    # Strict, because the body goes on as it came.
+    max_tokens: int | None = Field(None, ge=1, strict=True)
+    max_completion_tokens: int | None = Field(None, ge=1, strict=True)
     profile: str | None = None
-    no_repeat_ngram_size: int | None = Field(None, ge=0, le=64)
+    no_repeat_ngram_size: int | None = Field(None, ge=0, le=64, strict=True)
+    vllm_xargs: dict[str, Any] | None = None
     user: str | None = None
     prompt_cache_key: str | None = None
 
@@ -194,7 +196,9 @@ async def _add_sources(asked: GenerationRequest, search: Search, context: Contex
     shown = fit_passages(found, context.config.retrieval.max_passage_tokens, parts.count_tokens)
     payload["messages"] = add_sources(messages, shown)
     # Brackets in JSON are no citations.
-    return shown if "response_format" not in payload else None
+    response_format = payload.get("response_format")
+    is_text = not isinstance(response_format, dict) or response_format.get("type") == "text"
+    return shown if is_text else None
 
 
 async def _pass_on(first: str, events: AsyncGenerator[str, None], request_id: str) -> AsyncIterator[str]:

@@ -1,22 +1,28 @@
 """`POST /v1/embeddings`: texts to vectors, by the encoders that also index the documents."""
 
+import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
+import numpy as np
+from fastapi import APIRouter, Request
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from serve_app.api.context import InContext
 from serve_app.api.models import model_not_found
+from serve_app.api.sse import while_connected
 from serve_app.api.wire import Wire
 from serve_app.errors import InvalidRequest
-from serve_app.types import FloatVector
+from serve_app.parts import Embedder
+from serve_app.types import FloatMatrix, FloatVector
 
 router = APIRouter(prefix="/v1/embeddings", tags=["embeddings"])
 
 _MAX_INPUTS = 2048
+_TEXTS_AT_ONCE = 32
+"""Of one call to the embedder, which has to answer within `api.call_timeout_s`."""
 
 
 class EmbeddingsBody(Wire):
@@ -28,17 +34,18 @@ class EmbeddingsBody(Wire):
 
 
 @router.post("")
-async def create_embeddings(body: EmbeddingsBody, context: InContext) -> Response:
+async def create_embeddings(body: EmbeddingsBody, request: Request, context: InContext) -> Response:
     if body.model not in [encoder.model_id for encoder in context.config.encoders]:
         raise model_not_found(body.model)
     texts = _texts(body.input)
-    vectors = await context.parts.embedder.embed(texts, body.model)
+    embedder = context.parts.embedder
+    work = asyncio.gather(_embed(texts, body.model, embedder), embedder.count_tokens(texts, body.model))
+    vectors, tokens = await while_connected(request, work)
     if body.dimensions not in (None, vectors.shape[1]):
         raise InvalidRequest(
             f"'dimensions' is {body.dimensions}, and the vectors of {body.model!r} have {vectors.shape[1]}",
             param="dimensions",
         )
-    tokens = await run_in_threadpool(lambda: sum(context.parts.count_tokens(text) for text in texts))
     return JSONResponse(
         {
             "object": "list",
@@ -50,6 +57,11 @@ async def create_embeddings(body: EmbeddingsBody, context: InContext) -> Respons
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
     )
+
+
+async def _embed(texts: Sequence[str], model: str, embedder: Embedder) -> FloatMatrix:
+    starts = range(0, len(texts), _TEXTS_AT_ONCE)
+    return np.concatenate([await embedder.embed(texts[start : start + _TEXTS_AT_ONCE], model) for start in starts])
 
 
 def _texts(given: str | list[str | int | list[int]]) -> list[str]:

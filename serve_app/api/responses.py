@@ -174,6 +174,11 @@ async def build_turn(
         )
     if body.background and body.store is False:
         raise InvalidRequest("'background' needs 'store': who asks comes back for the response", param="background")
+    if idempotency_key and conversation_id and body.store is False:
+        raise InvalidRequest(
+            "An 'Idempotency-Key' needs 'store': without it there is no response to give to who asks again",
+            param="store",
+        )
     for name in body.include or ():
         if name != RESULTS:
             raise InvalidRequest(f"'include' names {name!r}; only {RESULTS!r} is supported", param="include")

@@ -44,6 +44,8 @@ async def get_settings(model_id: str, context: InContext) -> Json:
 async def change_settings(model_id: str, body: dict[str, object], request: Request, context: InContext) -> Json:
     """Change what the body names; null takes a setting back. Once this has answered, every gateway knows."""
     model_id = require_model(context, model_id)
+    if isinstance(profile := body.get("profile"), str):
+        context.settings.require_profile(profile)
     try:
         revision = await run_in_threadpool(context.settings.log.change, model_id, body, request.state.caller)
     except ValidationError as error:

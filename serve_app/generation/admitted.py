@@ -15,8 +15,8 @@ from serve_app.types.generation import GenerationRequest
 _TEMPLATE_TOKENS = 8
 """What a chat template puts round a message."""
 
-_COUNTED_CHARACTERS = 32_768
-"""Longer texts are estimated: to count them would hold other requests up."""
+_COUNTED_CHARACTERS = 65_536
+"""What comes after so many is estimated: to count it would hold other requests up."""
 _CHARACTERS_PER_TOKEN = 4
 
 
@@ -67,15 +67,16 @@ def build_demand(request: GenerationRequest, count_tokens: Callable[[str], int],
 
 def count_prompt(messages: Iterable[Json], count_tokens: Callable[[str], int]) -> int:
     """About as many tokens as the chat template makes of these messages, or items."""
-    texts = (text_of(message.get("content")) for message in messages)
-    return sum(_count(text, count_tokens) + _TEMPLATE_TOKENS for text in texts)
+    tokens = characters = 0
+    for message in messages:
+        text = text_of(message.get("content"))
+        characters += len(text)
+        is_counted = characters <= _COUNTED_CHARACTERS
+        tokens += _TEMPLATE_TOKENS + (count_tokens(text) if is_counted else len(text) // _CHARACTERS_PER_TOKEN)
+    return tokens
 
 
 def max_tokens(payload: Json) -> int:
     """The longest that an answer may be."""
     given: int | None = payload.get("max_completion_tokens") or payload.get("max_tokens")
     return given or DEFAULT_MAX_TOKENS
-
-
-def _count(text: str, count_tokens: Callable[[str], int]) -> int:
-    return count_tokens(text) if len(text) <= _COUNTED_CHARACTERS else len(text) // _CHARACTERS_PER_TOKEN

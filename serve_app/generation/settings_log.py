@@ -1,5 +1,6 @@
 """Each model's settings with their history, in the database; and the newest of them in the memory of every gateway."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from serve_app.storage.database import Database
 from serve_app.storage.schema import model_settings
 from serve_app.types import Json, now_s
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ATTEMPTS = 20
@@ -140,6 +142,7 @@ class SettingsInForce:
             self.log.declare(model_id, settings)
         self.profiles = config.all_profiles
         self.refresh()
+        self._warn()
 
     def of(self, model_id: str) -> Revision:
         own = self._newest.get(model_id) or self._newest.get(self._parents.get(model_id, ""))
@@ -153,14 +156,25 @@ class SettingsInForce:
         The prompt is counted only for a profile. Raises `InvalidRequest` for a profile that is not there.
         """
         revision = self.of(model_id)
+        if profile is not None:
+            self.require_profile(profile)
         chosen = profile or revision.settings.profile
-        if chosen is None:
+        # What the settings name may have left the YAML since: no request is to fail for that.
+        if chosen is None or chosen not in self.profiles:
             return Applied(revision.settings, revision.number, None, ())
-        if chosen not in self.profiles:
-            known = ", ".join(map(repr, sorted(self.profiles)))
-            raise InvalidRequest(f"There is no profile {chosen!r}, only {known}", param="profile")
         settings, rules = adapt(revision.settings, self.profiles[chosen], count_prompt_tokens(), max_tokens)
         return Applied(settings, revision.number, chosen, rules)
+
+    def require_profile(self, name: str) -> None:
+        """Raises `InvalidRequest` if it is not there."""
+        if name not in self.profiles:
+            known = ", ".join(map(repr, sorted(self.profiles)))
+            raise InvalidRequest(f"There is no profile {name!r}, only {known}", param="profile")
+
+    def _warn(self) -> None:
+        for revision in self._newest.values():
+            if revision.settings.profile not in (None, *self.profiles):
+                logger.warning("model %s: its profile %r is not there", revision.model_id, revision.settings.profile)
 
 
 def _append(connection: Connection, model_id: str, settings: Settings, author: str) -> Revision:

@@ -13,7 +13,7 @@ from typing import Literal, cast
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from serve_app.errors import Overloaded, Unavailable
@@ -118,7 +118,8 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
             yield connection
     except PoolTimeout as error:
         raise Overloaded("No database connection got free in time: try again.", retry_after_s=1) from error
-    except OperationalError as error:
+    # The last is what PostgreSQL answers to a write while it is a standby, as in a failover.
+    except (OperationalError, InterfaceError, InternalError) as error:
         raise Unavailable("The database does not answer, or is locked: try again.", retry_after_s=1) from error
 
 

@@ -80,6 +80,7 @@ def test_every_answer_names_its_request_and_its_time(shared_api: Api) -> None:
         (b'{"x": NaN}', None, "NaN"),
         (b'{"x": -Infinity}', None, "-Infinity"),
         (b"[" * 100_000, None, "JSON"),
+        (b'{"x": ' + b"[" * 300 + b"]" * 300 + b"}", None, "nested"),
         ('{"name": "a"}'.encode("utf-16"), None, "UTF-8"),
     ],
 )

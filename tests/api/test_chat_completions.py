@@ -213,6 +213,22 @@ def test_no_tool_is_used_if_none_is_chosen(app: ChatApp) -> None:
     assert completion["choices"][0]["message"]["content"] == "a[1]"
 
 
+@pytest.mark.parametrize("response_format", [{"type": "text"}, None])
+def test_text_is_cited_also_if_it_is_asked_for_by_name(app: ChatApp, response_format: Json | None) -> None:
+    app.fakes.generator.deltas = ["Through Basel [1]."]
+
+    message = post(app, searching(app, response_format=response_format))["choices"][0]["message"]
+
+    assert (message["content"], message["annotations"]) == ("Through Basel.", [CITATION])
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": "50"}, {"no_repeat_ngram_size": 3, "vllm_xargs": "x"}])
+def test_what_goes_on_as_it_came_has_its_type(app: ChatApp, fields: Json) -> None:
+    answer = app.http.post("/v1/chat/completions", json=body(**fields))
+
+    assert answer.status_code == 400
+
+
 def test_brackets_stay_in_json(app: ChatApp) -> None:
     app.fakes.generator.deltas = ["[1]"]
 

@@ -23,6 +23,18 @@ def test_the_client_gets_vectors_in_the_order_of_its_texts(shared_api: Api) -> N
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (5, 5)
 
 
+def test_many_texts_are_embedded_a_few_at_a_time_and_keep_their_order(shared_api: Api) -> None:
+    texts = [f"text {number}" for number in range(70)]
+    embedder = shared_api.embedder
+    embedder.calls.clear()
+
+    answer = shared_api.openai.embeddings.create(model=MODEL, input=texts)
+
+    assert [len(call) for call in embedder.calls] == [32, 32, 6]
+    alone = [shared_api.openai.embeddings.create(model=MODEL, input=texts[index]) for index in (0, 40, 69)]
+    assert [answer.data[index].embedding for index in (0, 40, 69)] == [each.data[0].embedding for each in alone]
+
+
 def test_base64_and_float_are_the_same_numbers(shared_api: Api) -> None:
     def embed(encoding_format: str) -> httpx.Response:
         body = {"model": MODEL, "input": "a text", "encoding_format": encoding_format}

@@ -93,6 +93,9 @@ class LocalIndex:
     async def embed(self, texts: Sequence[str], model: str | None = None) -> FloatMatrix:
         return self._encoders[model or WordEncoder.model_id].encode(texts)
 
+    async def count_tokens(self, texts: Sequence[str], model: str | None = None) -> int:
+        return sum(len(text.split()) for text in texts)
+
     async def wake(self) -> None:
         while await run_in_threadpool(self._ingestor.run_once):
             pass

@@ -453,6 +453,17 @@ def test_the_same_idempotency_key_gives_the_same_response(app: ChatApp, stream: 
     assert len(app.fakes.generator.requests) == 1
 
 
+def test_an_answer_that_is_not_stored_cannot_be_given_again(app: ChatApp) -> None:
+    conversation = app.openai.conversations.create()
+    body = {"input": "Hi", "conversation": conversation.id, "store": False}
+
+    answer = app.http.post("/v1/responses", json=body, headers={"idempotency-key": new_id("key")})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "store"
+    assert app.openai.conversations.items.list(conversation.id).data == []
+
+
 # --- stored responses ---------------------------------------------------------------------------
 
 

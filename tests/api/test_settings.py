@@ -60,6 +60,14 @@ def test_an_unknown_profile_is_refused(app: ChatApp, path: str) -> None:
     assert answer.json()["error"]["param"] == "profile"
 
 
+def test_settings_cannot_name_an_unknown_profile(app: ChatApp) -> None:
+    answer = app.http.patch(PATH, json={"profile": "tirse"})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "profile"
+    assert app.http.post("/v1/chat/completions", json=HI).status_code == 200
+
+
 def test_the_history_and_the_way_back(app: ChatApp) -> None:
     patch(app, temperature=0.1)
     patch(app, temperature=0.2, stop=["END"])

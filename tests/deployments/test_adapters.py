@@ -70,7 +70,7 @@ def raised_there(error: RayconteurError) -> RayTaskError:
 
 @pytest.fixture
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapters, "_STREAM_AGAIN_AFTER_S", 0)
+    monkeypatch.setattr(adapters, "_AGAIN_AFTER_S", 0)
 
 
 @pytest.mark.usefixtures("_no_pause")
@@ -144,6 +144,53 @@ class Recorder:
     def remote(self, request: GenerationRequest) -> Any:
         self.calls.append(self.chosen)
         return Events() if self.chosen.get("stream") else asyncio.sleep(0, {"id": request.request_id})
+
+
+class Call:
+    """What a handle's unary call returns."""
+
+    def __init__(self, answer: dict[str, Any] | Exception) -> None:
+        self._answer = answer
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        yield from asyncio.sleep(0).__await__()
+        return self._answer
+
+    def cancel(self) -> None: ...
+
+
+class Answering(Handle):
+    """Each call gets the next of the answers."""
+
+    def __init__(self, *answers: dict[str, Any] | Exception) -> None:
+        super().__init__()
+        self._answers = iter(answers)
+
+    def remote(self, request: GenerationRequest) -> Any:
+        self.calls += 1
+        return Call(next(self._answers))
+
+
+@pytest.mark.usefixtures("_no_pause")
+async def test_completion_of_a_dead_engine_is_asked_for_again() -> None:
+    handle = Answering(raised_there(Unavailable("its engine is dead")), ActorDiedError(), {"id": "chatcmpl_1"})
+
+    generator = RemoteGenerator(cast("DeploymentHandle[Any]", handle), timeout_s=60)
+
+    assert await generator.complete(REQUEST) == {"id": "chatcmpl_1"}
+    assert handle.calls == 3
+
+
+@pytest.mark.parametrize("error", [Unavailable("its engine is dead"), InvalidRequest("too long")])
+async def test_completion_is_not_asked_for_after_its_deadline_or_once_it_is_refused(error: RayconteurError) -> None:
+    handle = Answering(raised_there(error), {"id": "chatcmpl_1"})
+
+    with pytest.raises(type(error)):
+        await RemoteGenerator(cast("DeploymentHandle[Any]", handle), timeout_s=0.01).complete(REQUEST)
+
+    assert handle.calls == 1
 
 
 class Events:

@@ -8,7 +8,7 @@ from serve_app.admission.admission import Admission
 from serve_app.admission.load import Demand, Load
 from serve_app.admission.settings import AdmissionSettings, Limits
 from serve_app.errors import InternalError, Overloaded
-from serve_app.generation.admitted import AdmittedGenerator, build_demand
+from serve_app.generation.admitted import AdmittedGenerator, build_demand, count_prompt
 from serve_app.generation.stream import close
 from serve_app.types.generation import GenerationRequest
 from tests.fakes import FakeGenerator, count_words
@@ -64,6 +64,19 @@ def test_a_very_long_text_is_not_tokenised() -> None:
     payload = {"messages": [{"content": "x" * 400_000}]}
 
     assert build_demand(GenerationRequest(payload, "req_1"), count_tokens, is_streamed=False).prompt_tokens == 100_008
+
+
+def test_many_long_texts_are_not_all_tokenised() -> None:
+    counted: list[str] = []
+
+    def count_tokens(text: str) -> int:
+        counted.append(text)
+        return 1
+
+    messages = [{"content": f"{number}" * 30_000} for number in range(10)]
+
+    assert count_prompt(messages, count_tokens) == 10 * 8 + 2 + 8 * 7_500
+    assert counted == ["0" * 30_000, "1" * 30_000]
 
 
 async def test_an_answer_holds_its_place_until_it_is_whole(

@@ -115,3 +115,18 @@ def test_the_requests_profile_wins_over_that_of_the_settings(log: SettingsLog) -
 def test_a_profile_that_is_not_there_is_refused(log: SettingsLog) -> None:
     with pytest.raises(InvalidRequest, match="'nine', only 'lesson'"):
         SettingsInForce(log).apply(MODEL, "nine", None, lambda: 1)
+
+
+def test_no_request_fails_for_a_profile_that_the_settings_name_and_the_yaml_has_no_more(
+    log: SettingsLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_force = SettingsInForce(log)
+    rule = {"name": "always", "settings": {"top_k": 9}}
+    settings = {MODEL: {"profile": "mine", "top_k": 5}}
+    in_force.declare(UserConfig.model_validate({"settings": settings, "profiles": {"mine": [rule]}}))
+
+    in_force.declare(UserConfig.model_validate({"settings": settings}))
+
+    applied = in_force.apply(MODEL, None, None, lambda: 1)
+    assert (applied.profile, applied.settings.top_k) == (None, 5)
+    assert "'mine' is not there" in caplog.text

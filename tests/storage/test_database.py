@@ -117,6 +117,18 @@ def test_a_read_cannot_write_on_postgresql(postgresql_url: str) -> None:
         assert connection.scalar(text("SHOW transaction_read_only")) == "on"
 
 
+def test_a_standby_is_unavailable(postgresql_url: str) -> None:
+    """As PostgreSQL refuses a write in a failover."""
+
+    def write() -> None:
+        with closing(open_database(postgresql_url)) as database, database.write() as connection:
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+            connection.execute(vector_stores.delete())
+
+    with pytest.raises(Unavailable):
+        write()
+
+
 def test_read_then_write_loses_no_update(database: Database, other: Database) -> None:
     add_store(database, active_at=0)
     turns, owners = 25, (database, database, other, other)
