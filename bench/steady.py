@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -47,7 +47,9 @@ from tests.served.application import Application, serving
 
 MIX = {"chat": 40, "conversation": 20, "with documents": 10, "search": 10, "embeddings": 15, "upload": 5}
 """In hundredths of all requests."""
-CONVERSATIONS = 100
+CONVERSATIONS = 24
+TURNS = 4
+"""Then another conversation begins: or prompts would grow all the time, and the capacity would not be that of later."""
 SAMPLE_EVERY_S = 5
 SETTLED_AFTER = 0.2
 """Of the time."""
@@ -93,7 +95,8 @@ class MixedWork:
         self._random = random.Random(seed)
         self._numbers = itertools.count()
         self._store_id = ""
-        self._conversations: itertools.cycle[str] = itertools.cycle([])
+        self._conversations: deque[tuple[str, int]] = deque()
+        """Each with the turns that it has left; the one whose turn is longest ago first."""
         self.sends: dict[str, Send] = {
             "chat": self._chats.ask,
             "conversation": self._turn,
@@ -106,8 +109,8 @@ class MixedWork:
     async def prepare(self) -> None:
         """A store with a few documents, and conversations to go on with."""
         self._store_id = (await self._post("vector_stores", {"name": "steady"}))["id"]
-        conversations = [await self._post("conversations", {}) for _ in range(CONVERSATIONS)]
-        self._conversations = itertools.cycle([each["id"] for each in conversations])
+        for number in range(CONVERSATIONS):
+            self._conversations.append((await self._new_conversation(), 1 + number % TURNS))
         for _ in range(10):
             await self._add_file()
 
@@ -119,8 +122,16 @@ class MixedWork:
         await self.arrival(0).send(attempt)
 
     async def _turn(self, _attempt: Attempt, **more: Any) -> None:
-        asked = {"input": self._words(), "conversation": next(self._conversations), "max_output_tokens": 40}
+        conversation_id, turns_left = self._conversations.popleft()
+        if turns_left == 0:
+            conversation_id, turns_left = await self._new_conversation(), TURNS
+        self._conversations.append((conversation_id, turns_left - 1))
+        asked = {"input": self._words(), "conversation": conversation_id, "max_output_tokens": 40}
         await self._post("responses", {**asked, **more})
+
+    async def _new_conversation(self) -> str:
+        created = await self._post("conversations", {})
+        return str(created["id"])
 
     async def _ask_documents(self, attempt: Attempt) -> None:
         tool = {"type": "file_search", "vector_store_ids": [self._store_id], "max_num_results": 2}
