@@ -38,5 +38,5 @@ async def sweep(context: Context) -> None:
     except NotFound:
         # Another gateway sweeps, too.
         return
-    except RayconteurError as error:
+    except (RayconteurError, OSError) as error:
         log.warning("what has expired is still here, and will be looked at again: %s", error)

@@ -41,6 +41,18 @@ async def test_bytes_without_a_row_go(api: Api, monkeypatch: pytest.MonkeyPatch)
     assert api.kept_files() == [kept]
 
 
+async def test_bytes_that_cannot_be_deleted_are_looked_at_again(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    expired = api.upload()
+    with api.database.write() as connection:
+        connection.execute(update(files).values(expires_at=now_s() - 1))
+    (api.folder / "files" / expired).unlink()
+    (api.folder / "files" / expired).mkdir()
+
+    await sweep(api.context)
+
+    assert "will be looked at again" in caplog.text
+
+
 async def test_stores_that_expired_a_week_ago_go(api: Api) -> None:
     after_a_day = {"anchor": "last_active_at", "days": 1}
     forever = api.openai.vector_stores.create()
