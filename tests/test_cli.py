@@ -157,6 +157,43 @@ def test_ingest_puts_the_same_content_in_once(server: Server, docs: Path) -> Non
     assert "2 added, 0 replaced, 1 there already" in result.stdout
 
 
+def test_ingest_replaces_a_file_whose_new_content_is_stored_under_another_path(server: Server, docs: Path) -> None:
+    server.run("ingest", str(docs), "--store", "france")
+    (docs / "paris.md").write_bytes((docs / "rivers" / "rhone.txt").read_bytes())
+
+    first = server.run("ingest", str(docs), "--store", "france")
+    again = server.run("ingest", str(docs), "--store", "france")
+
+    assert "0 added, 1 replaced, 1 there already" in first.stdout
+    assert "0 added, 0 replaced, 2 there already" in again.stdout
+    assert {server.openai.files.content(each.id).text for each in server.openai.files.list()} == {
+        "The Rhône flows through Lyon."
+    }
+
+
+def test_ingest_keeps_a_moved_file_when_another_takes_its_path(server: Server, docs: Path) -> None:
+    server.run("ingest", str(docs), "--store", "france")
+    (docs / "old").mkdir()
+    (docs / "paris.md").rename(docs / "old" / "paris.md")
+    (docs / "paris.md").write_text("Paris has twenty arrondissements.")
+
+    result = server.run("ingest", str(docs), "--store", "france")
+
+    assert "1 added, 1 replaced, 1 there already" in result.stdout
+    assert set(server.contents("france")) == {"docs/paris.md", "docs/old/paris.md", "docs/rivers/rhone.txt"}
+    contents = [server.openai.files.content(each.id).text for each in server.openai.files.list()]
+    assert "Paris lies on the Seine." in contents
+
+
+def test_ingest_passes_over_a_file_that_was_only_moved(server: Server, docs: Path) -> None:
+    server.run("ingest", str(docs), "--store", "france")
+    (docs / "paris.md").rename(docs / "capital.md")
+
+    result = server.run("ingest", str(docs), "--store", "france")
+
+    assert "0 added, 0 replaced, 2 there already" in result.stdout
+
+
 def test_ingest_lists_failures_and_tries_them_again(server: Server, docs: Path) -> None:
     (docs / "broken.md").write_text("No index will have this.")
     (docs / "long.md").write_text("word " * 4_000)

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
 from starlette.concurrency import run_in_threadpool
@@ -76,6 +77,7 @@ def create_app(
         settings=SettingsInForce(SettingsLog(database), config.parents),
         background=BackgroundResponses(parts, config, database),
         check_parts=check_parts,
+        parsers=CapacityLimiter(2),
         runner_id=new_id("run"),
     )
     add_error_handlers(app)

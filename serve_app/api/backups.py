@@ -4,21 +4,18 @@ A backup and a restore are answered at once and made by the indexer; ask for the
 `in_progress`. Where the backups are kept is the operator's to say (`backup.url`).
 """
 
-import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from serve_app.api.context import Context, InContext
+from serve_app.api.context import InContext
+from serve_app.api.wake import wake_indexer
 from serve_app.api.wire import Name, PageParameters, Wire
-from serve_app.errors import RayconteurError
 from serve_app.types import Json
 
 router = APIRouter(prefix="/v1/backups", tags=["backups"])
-
-log = logging.getLogger(__name__)
 
 StoreId = Annotated[str, Field(min_length=1, max_length=80)]
 
@@ -38,7 +35,7 @@ class RestoreBody(Wire):
 @router.post("")
 async def create_backup(body: CreateBackupBody, context: InContext) -> Json:
     backup = await run_in_threadpool(context.backups.create_backup, body.vector_store_ids)
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return backup
 
 
@@ -55,25 +52,17 @@ def get_backup(backup_id: str, context: InContext) -> Json:
 @router.delete("/{backup_id}")
 async def delete_backup(backup_id: str, context: InContext) -> Json:
     await run_in_threadpool(context.backups.delete_backup, backup_id)
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return {"id": backup_id, "object": "backup.deleted", "deleted": True}
 
 
 @router.post("/{backup_id}/restores")
 async def create_restore(backup_id: str, body: RestoreBody, context: InContext) -> Json:
     restore = await run_in_threadpool(context.backups.create_restore, backup_id, body.vector_store_id, body.name)
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return restore
 
 
 @router.get("/{backup_id}/restores/{restore_id}")
 def get_restore(backup_id: str, restore_id: str, context: InContext) -> Json:
     return context.backups.get_restore(backup_id, restore_id)
-
-
-async def _wake_indexer(context: Context) -> None:
-    # The job is queued, and the indexer looks by itself every few seconds: this only saves the wait.
-    try:
-        await context.parts.indexer.wake()
-    except RayconteurError as error:
-        log.warning("the indexer could not be woken and will find its work later: %s", error)

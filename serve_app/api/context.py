@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from serve_app.background import BackgroundResponses
@@ -28,6 +29,8 @@ class Context:
     background: BackgroundResponses
     check_parts: Callable[[], Awaitable[dict[str, str]]]
     """The name of each part, with `ok` or with what is wrong."""
+    parsers: CapacityLimiter
+    """For the threads that parse files, which take minutes and whole cores: few, and none that others wait for."""
     runner_id: str
     """Of this process, as the other ones know it."""
 

@@ -24,18 +24,19 @@ async def sweep_expired(context: Context) -> NoReturn:
 
 
 async def sweep(context: Context) -> None:
-    """Free the bytes of expired uploads, which nobody sees any more, with their passages; of expired stores; and of
-    conversations that have been idle for too long.
+    """Free the bytes of expired uploads, which nobody sees any more, with their passages; of uploads that have no row;
+    of expired stores; and of conversations that have been idle for too long.
     """
     try:
         while await context.parts.sessions.delete_expired(context.config.sessions.expire_after_s):
             pass
         for file_id in await run_in_threadpool(context.files.expired_ids):
             await delete_everywhere(context, file_id)
+        await run_in_threadpool(context.files.remove_orphans)
         for store_id in await run_in_threadpool(context.catalog.expired_for, KEEP_EXPIRED_STORES_S):
             await delete_with_passages(context, store_id)
     except NotFound:
         # Another gateway sweeps, too.
         return
-    except RayconteurError as error:
+    except (RayconteurError, OSError) as error:
         log.warning("what has expired is still here, and will be looked at again: %s", error)

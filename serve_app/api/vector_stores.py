@@ -3,17 +3,18 @@
 Rows come first and the indexer learns of them afterwards: what it misses it finds in the database.
 """
 
-import logging
 import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Query
 from pydantic import Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from serve_app.api.checks import require_tables
 from serve_app.api.context import Context, InContext
+from serve_app.api.wake import wake_indexer
 from serve_app.api.wire import (
     AnyFilter,
     Attributes,
@@ -26,7 +27,7 @@ from serve_app.api.wire import (
     WireAsOf,
     chunking_to_json,
 )
-from serve_app.errors import RayconteurError
+from serve_app.errors import Conflict
 from serve_app.knowledge import parse
 from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.retrieve import retrieve
@@ -34,8 +35,6 @@ from serve_app.types import Json
 from serve_app.types.knowledge import Passage, StoreFileRef, StoreVersionRef
 
 router = APIRouter(prefix="/v1/vector_stores", tags=["vector stores"])
-
-log = logging.getLogger(__name__)
 
 Id = Annotated[str, Field(min_length=1, max_length=80)]
 StoreVersion = Annotated[int, Field(ge=1, lt=2**31)]
@@ -155,7 +154,7 @@ async def create_store(body: CreateStoreBody, context: InContext) -> Json:
         new_files=[NewFile(file_id) for file_id in body.file_ids or ()],
     )
     if body.file_ids:
-        await _wake_indexer(context)
+        await wake_indexer(context)
     return store
 
 
@@ -229,7 +228,7 @@ def list_file_versions(store_id: str, file_id: str, context: InContext) -> Json:
 async def reembed(store_id: str, body: ReembedBody, context: InContext) -> Json:
     """Move the store to another encoder: answered at once, done behind. The store says how far it is."""
     store = await run_in_threadpool(context.catalog.reembed, store_id, body.model)
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return store
 
 
@@ -255,7 +254,7 @@ async def optimize_store(store_id: str, context: InContext) -> Json:
 @router.post("/{store_id}/files")
 async def add_file(store_id: str, body: AddFileBody, context: InContext) -> Json:
     file = await run_in_threadpool(context.catalog.add_file, store_id, body.to_new_file())
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return file
 
 
@@ -275,7 +274,7 @@ async def update_file(store_id: str, file_id: str, body: AttributesBody, context
     file = await run_in_threadpool(context.catalog.update_attributes, store_id, file_id, attributes)
     await context.parts.indexer.update_attributes(StoreFileRef(store_id, file_id))
     if file["status"] == "in_progress":
-        await _wake_indexer(context)
+        await wake_indexer(context)
     return file
 
 
@@ -285,18 +284,19 @@ async def remove_file(store_id: str, file_id: str, context: InContext) -> Json:
     await run_in_threadpool(context.catalog.stop_ingestion, store_id, file_id)
     await context.parts.indexer.remove_file(StoreFileRef(store_id, file_id))
     await run_in_threadpool(context.catalog.remove_file, store_id, file_id)
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return {"id": file_id, "object": "vector_store.file.deleted", "deleted": True}
 
 
 @router.get("/{store_id}/files/{file_id}/content")
-def get_file_content(store_id: str, file_id: str, context: InContext) -> Json:
-    context.catalog.get_file(store_id, file_id)
-    text = parse.extract_text(
-        context.files.path(file_id),
-        context.files.media_type(file_id),
-        context.config.ingestion.max_file_characters,
-    )
+async def get_file_content(store_id: str, file_id: str, context: InContext) -> Json:
+    """Parsed anew, which is only done with a file that the indexer has parsed and survived."""
+    file = await run_in_threadpool(context.catalog.get_file, store_id, file_id)
+    if (status := file["status"]) != "completed":
+        raise Conflict(f"The file {file_id!r} is {status!r}: its text can be read once it is 'completed'")
+    media_type = await run_in_threadpool(context.files.media_type, file_id)
+    path, max_characters = context.files.path(file_id), context.config.ingestion.max_file_characters
+    text = await to_thread.run_sync(parse.extract_text, path, media_type, max_characters, limiter=context.parsers)
     return {
         "object": "vector_store.file_content.page",
         "data": [{"type": "text", "text": text}],
@@ -311,7 +311,7 @@ def get_file_content(store_id: str, file_id: str, context: InContext) -> Json:
 @router.post("/{store_id}/file_batches")
 async def create_batch(store_id: str, body: BatchBody, context: InContext) -> Json:
     batch = await run_in_threadpool(context.catalog.create_batch, store_id, body.to_new_files())
-    await _wake_indexer(context)
+    await wake_indexer(context)
     return batch
 
 
@@ -359,14 +359,6 @@ async def delete_with_passages(context: Context, store_id: str) -> None:
     await run_in_threadpool(context.catalog.stop_ingestion, store_id)
     await context.parts.indexer.drop_store(store_id)
     await run_in_threadpool(context.catalog.delete_store, store_id)
-
-
-async def _wake_indexer(context: Context) -> None:
-    # The files are queued, and the indexer looks by itself every few seconds: this only saves the wait.
-    try:
-        await context.parts.indexer.wake()
-    except RayconteurError as error:
-        log.warning("the indexer could not be woken and will find its work later: %s", error)
 
 
 def _before_and_after(pair: tuple[float, float]) -> Json:

@@ -7,7 +7,7 @@ where nobody looks for it yet, and makes it visible.
 import gzip
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from sqlalchemy import JSON, Connection, MetaData, Table, bindparam, create_engi
 
 from serve_app.backup.jobs import Wanted, require_possible
 from serve_app.backup.repository import Item, Manifest, Repository, StoredStore
-from serve_app.backup.snapshot import COPIES_AT_ONCE, Progress, System, export_rows, rows_of, work_in
-from serve_app.errors import Conflict
+from serve_app.backup.snapshot import COPIES_AT_ONCE, Progress, System, export_rows, rows_of
+from serve_app.errors import Conflict, InternalError
 from serve_app.knowledge.table import parts_of
 from serve_app.knowledge.table_files import prepare_restored
 from serve_app.storage import migrations
@@ -48,24 +48,29 @@ class Claim(Protocol):
     def complete(self, connection: Connection, result: Json) -> None: ...
 
 
-def restore(system: System, repository: Repository, wanted: Wanted, claim: Claim) -> None:
-    """Raises like `require_possible`, or `InvalidRequest` with the code `backup_damaged`; nothing has changed then."""
+def restore(system: System, repository: Repository, wanted: Wanted, claim: Claim, work: Path) -> None:
+    """`work` is an empty folder for it alone, on the disk of the system if it can be: there a move costs nothing.
+
+    Raises like `require_possible`, `InvalidRequest` with the code `backup_damaged`, or `InternalError` if not all of it
+    has come; nothing has changed then.
+    """
     manifest = repository.manifest(wanted.backup_id)
     require_possible(system.database, manifest, wanted)
     contents = {item.path: item for item in repository.items(manifest)}
-    with work_in(system.work_folder) as work:
-        tables = _in_this_schema(_fetch_tables(repository, contents, wanted, work), manifest.schema, work)
-        plan = _plan(system.database, manifest, tables, wanted)
-        _fetch(repository, _targets(plan, contents, work), claim.progress)
-        for store in plan.stores:
-            _prepare(store, tables, work)
-        # What the database will name must be on the disk before it.
-        os.sync()
-        with system.database.write() as connection:
-            claim.keep(connection)
-            _require_unchanged(connection, plan)
-            with _in_place(system, plan, work):
-                claim.complete(connection, _insert(connection, plan, tables))
+    tables = _in_this_schema(_fetch_tables(repository, contents, wanted, work), manifest.schema, work)
+    plan = _plan(system.database, manifest, tables, wanted)
+    targets = _targets(plan, contents, work)
+    _fetch(repository, targets, claim.progress)
+    _require_whole(plan, system, targets, work)
+    for store in plan.stores:
+        _prepare(store, tables, work)
+    # What the database will name must be on the disk before it.
+    os.sync()
+    with system.database.write() as connection:
+        claim.keep(connection)
+        _require_unchanged(connection, plan)
+        with _in_place(system, plan, work):
+            claim.complete(connection, _insert(connection, plan, tables))
 
 
 # --- what to restore ----------------------------------------------------------------------------
@@ -78,10 +83,11 @@ class _Store:
     """The one it gets here."""
     name: str | None
     """A new one."""
+    suffixes: Set[str]
+    """Of the names of its tables: one for each encoder that has made a version of it."""
 
     def tables(self, work: Path) -> list[Path]:
-        """One for each encoder that has made a version of it."""
-        return [*work.glob(f"{self.id}.lance"), *work.glob(f"{self.id}_*.lance")]
+        return [work / f"{self.id}{suffix}.lance" for suffix in sorted(self.suffixes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,11 @@ class _Plan:
     """That are here already, with the same content."""
     with_conversations: bool
 
+    def moves(self, system: System, work: Path) -> list[tuple[Path, Path]]:
+        """Each table and each file: where it is for now, and where it belongs."""
+        tables = [(table, system.table(table.stem)) for store in self.stores for table in store.tables(work)]
+        return tables + [(work / "files" / file_id, system.file(file_id)) for file_id in sorted(self.new_files)]
+
     def ids(self) -> dict[str, str]:
         """The new id of each store, by the old one."""
         return {store.stored.id: store.id for store in self.stores}
@@ -101,11 +112,13 @@ def _plan(database: Database, manifest: Manifest, tables: Tables, wanted: Wanted
     with database.read() as connection:
         here = set(connection.execute(select(vector_stores.c.id)).scalars())
         digests = {row.id: row.sha256 for row in connection.execute(select(files.c.id, files.c.sha256))}
+    suffixes = _suffixes(manifest, tables)
     if wanted.store_id is None:
-        stores = [_Store(stored, stored.id, None) for stored in manifest.stores if stored.id not in here]
+        stores = [_Store(each, each.id, None, suffixes[each.id]) for each in manifest.stores if each.id not in here]
     else:
         store_id = wanted.new_store_id or wanted.store_id
-        stores = [_Store(each, store_id, wanted.name) for each in manifest.stores if each.id == wanted.store_id]
+        (stored,) = (each for each in manifest.stores if each.id == wanted.store_id)
+        stores = [_Store(stored, store_id, wanted.name, suffixes[stored.id])]
     is_all = manifest.is_everything and wanted.store_id is None
     chosen = {store.stored.id for store in stores}
     theirs = {row["file_id"] for row in _rows(tables, "vector_store_files") if row["store_id"] in chosen}
@@ -119,6 +132,16 @@ def _plan(database: Database, manifest: Manifest, tables: Tables, wanted: Wanted
         shared_files=frozenset(uploads.keys() & digests.keys()),
         with_conversations=is_all,
     )
+
+
+def _suffixes(manifest: Manifest, tables: Tables) -> Mapping[str, set[str]]:
+    """Of the tables of each store."""
+    suffixes = {store.id: {store.table_suffix} if store.table_version else set() for store in manifest.stores}
+    for row in _rows(tables, "store_versions"):
+        # Version 0 is before the table's first passage.
+        if row["table_version"]:
+            suffixes.setdefault(row["store_id"], set()).add(row["table_suffix"])
+    return suffixes
 
 
 def _require_unchanged(connection: Connection, plan: _Plan) -> None:
@@ -171,6 +194,14 @@ def _fetch_one(repository: Repository, item: Item, target: Path) -> int:
     return item.size_bytes
 
 
+def _require_whole(plan: _Plan, system: System, targets: Sequence[tuple[Item, Path]], work: Path) -> None:
+    """Raises `InternalError` if a table, a file or one of the contents is not there."""
+    missing = [source.name for source, _ in plan.moves(system, work) if not source.exists()]
+    missing += [item.path for item, target in targets if not target.exists()]
+    if missing:
+        raise InternalError(f"{missing[0]} did not come with the backup: nothing was changed")
+
+
 def _prepare(store: _Store, tables: Tables, work: Path) -> None:
     versions = [row for row in _rows(tables, "store_versions") if row["store_id"] == store.stored.id]
     for table in store.tables(work):
@@ -190,9 +221,7 @@ def _in_place(system: System, plan: _Plan, work: Path) -> Iterator[None]:
 
     What a commit that fails leaves is rubbish that nobody sees. It may also have succeeded: nothing is removed then.
     """
-    moves = [(table, system.table(table.stem)) for store in plan.stores for table in store.tables(work)]
-    moves += [(work / "files" / file_id, system.file(file_id)) for file_id in sorted(plan.new_files)]
-    moves = [(source, target) for source, target in moves if source.exists()]
+    moves = plan.moves(system, work)
     try:
         for source, target in moves:
             # What a killed restore has left: the database knows nothing of it.

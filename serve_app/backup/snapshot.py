@@ -8,9 +8,8 @@ each file once and never change it, so what an earlier snapshot has copied is no
 import gzip
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,8 @@ from serve_app.types import now_s
 
 COPIES_AT_ONCE = 4
 
+_WORK = ".backup-work"
+
 Progress = Callable[[int, int], None]
 """Called now and then with the bytes that are done, and all that there are to do."""
 
@@ -52,10 +53,13 @@ class System:
     database: Database
     config: AppConfig
 
-    @property
-    def work_folder(self) -> Path:
+    def work_folder(self, job: str) -> Path:
         """For what is under way; nothing in it outlives its job."""
-        return self.config.storage.folder / ".backup-work"
+        return self.config.storage.folder / f"{_WORK}-{job}"
+
+    def work_folders(self) -> list[Path]:
+        """Those that are there."""
+        return list(self.config.storage.folder.glob(f"{_WORK}*"))
 
     def table(self, name: str) -> Path:
         return self.config.storage.vectors_folder / f"{name}.lance"
@@ -69,58 +73,48 @@ def take_snapshot(
     repository: Repository,
     backup_id: str,
     store_ids: Sequence[str] | None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress,
+    work: Path,
 ) -> Manifest:
     """Back up these stores and their files; everything, with None. What an interrupted one has copied stays copied.
 
+    `work` is an empty folder for it alone, on the disk of the system if it can be: there links cost nothing.
     Raises `NotFound` for a store that is not there, `InternalError` for an upload whose bytes are lost or changed.
     """
     stored = repository.stored()
-    with work_in(system.work_folder) as work:
-        try:
-            captured = _capture(system, store_ids, _Seen(stored, repository.remembered(stored)), work / "held")
-        except FileNotFoundError as error:
-            lost = Path(error.filename).name
-            raise InternalError(f"The bytes of {lost} are lost: delete it, then make the backup again") from None
-        except VersionGone as error:
-            raise InternalError(f"A version of a store is lost: {error}") from None
-        with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="backup") as pool:
-            new = list(pool.map(_describe, captured.held))
-            missing = {
-                item.sha256: (held.link, item)
-                for item, held in zip(new, captured.held, strict=True)
-                if stored.get(item.sha256) != item.size_bytes
-            }
-            _put(pool, repository, list(missing.values()), progress)
-        items = sorted([*captured.known, *new], key=lambda item: item.path)
-        listed = write_items(items, work / "items")
-        repository.put(work / "items", listed)
-        manifest = Manifest(
-            id=backup_id,
-            created_at=captured.created_at,
-            is_everything=store_ids is None,
-            stores=tuple(captured.stores),
-            schema=NEWEST,
-            settings=system.config.model_dump(mode="json"),
-            item_count=len(items),
-            file_count=captured.file_count,
-            size_bytes=sum(item.size_bytes for item in items),
-            copied_bytes=sum(item.size_bytes for _, item in missing.values()),
-            items=listed,
-        )
-        repository.commit(manifest)
-        return manifest
-
-
-@contextmanager
-def work_in(folder: Path) -> Iterator[Path]:
-    """An empty folder. What a killed job has left in it goes first."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        captured = _capture(system, store_ids, _Seen(stored, repository.remembered(stored)), work / "held")
+    except FileNotFoundError as error:
+        lost = Path(error.filename).name
+        raise InternalError(f"The bytes of {lost} are lost: delete it, then make the backup again") from None
+    except VersionGone as error:
+        raise InternalError(f"A version of a store is lost: {error}") from None
+    with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="backup") as pool:
+        new = list(pool.map(_describe, captured.held))
+        missing = {
+            item.sha256: (held.link, item)
+            for item, held in zip(new, captured.held, strict=True)
+            if stored.get(item.sha256) != item.size_bytes
+        }
+        _put(pool, repository, list(missing.values()), progress)
+    items = sorted([*captured.known, *new], key=lambda item: item.path)
+    listed = write_items(items, work / "items")
+    repository.put(work / "items", listed)
+    manifest = Manifest(
+        id=backup_id,
+        created_at=captured.created_at,
+        is_everything=store_ids is None,
+        stores=tuple(captured.stores),
+        schema=NEWEST,
+        settings=system.config.model_dump(mode="json"),
+        item_count=len(items),
+        file_count=captured.file_count,
+        size_bytes=sum(item.size_bytes for item in items),
+        copied_bytes=sum(item.size_bytes for _, item in missing.values()),
+        items=listed,
+    )
+    repository.commit(manifest)
+    return manifest
 
 
 # --- the moment ---------------------------------------------------------------------------------

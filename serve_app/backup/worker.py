@@ -7,8 +7,9 @@ finds most of its contents copied.
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, delete, select, update
 
@@ -66,14 +67,14 @@ class BackupWorker:
 
     def _do(self, claim: "_Claim") -> None:
         started = time.monotonic()
-        # What a killed job has left.
-        shutil.rmtree(self._system.work_folder, ignore_errors=True)
+        for folder in claim.leftovers:
+            shutil.rmtree(folder, ignore_errors=True)
         repository = Repository(self._url)
-        request = claim.request
         if claim.kind == "backup":
             self._back_up(claim, repository)
         elif claim.kind == "restore":
-            restore(self._system, repository, Wanted(claim.backup_id, **request), claim)
+            with self._work_of(claim) as work:
+                restore(self._system, repository, Wanted(claim.backup_id, **claim.request), claim, work)
         else:
             logger.info("%d bytes of backups were freed", repository.prune())
             claim.end()
@@ -83,8 +84,19 @@ class BackupWorker:
         # One who was killed after the last step has nothing left to do.
         if claim.job_id not in repository.ids():
             store_ids = claim.request["vector_store_ids"]
-            take_snapshot(self._system, repository, claim.job_id, store_ids, claim.progress)
+            with self._work_of(claim) as work:
+                take_snapshot(self._system, repository, claim.job_id, store_ids, claim.progress, work)
         claim.end()
+
+    @contextmanager
+    def _work_of(self, claim: "_Claim") -> Iterator[Path]:
+        """An empty folder that no other has, as one who has lost the job may not know it yet."""
+        folder = self._system.work_folder(f"{claim.job_id}-{claim.fence}")
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _claim(self) -> "_Claim | None":
         """The oldest job, if nobody works on any: two would be in each other's way."""
@@ -95,7 +107,8 @@ class BackupWorker:
             rows = connection.execute(query).mappings().all()
             if not rows or any(row["lease_until"] >= now for row in rows):
                 return None
-            claim = _Claim(self._database, rows[0], self._lease_s)
+            # Nobody else can claim one meanwhile, so they are all of jobs that were ended or lost.
+            claim = _Claim(self._database, rows[0], self._lease_s, self._system.work_folders())
             connection.execute(
                 update(backup_jobs)
                 .where(backup_jobs.c.id == claim.job_id)
@@ -107,12 +120,14 @@ class BackupWorker:
 class _Claim:
     """A job that this worker holds, until another takes it over because nothing was heard of it."""
 
-    def __init__(self, database: Database, row: RowMapping, lease_s: float) -> None:
+    def __init__(self, database: Database, row: RowMapping, lease_s: float, leftovers: Sequence[Path]) -> None:
         self.job_id: str = row["id"]
         self.kind: str = row["kind"]
         self.backup_id: str = row["backup_id"]
         self.request: Json = row["request"]
         self.fence: int = row["fence"] + 1
+        self.leftovers = leftovers
+        """The folders of those who held a job before."""
         self._database = database
         self._lease_s = lease_s
         self._reported = 0.0

@@ -1,13 +1,13 @@
 """`rayconteur ingest`: documents into a store, as far as they are not there yet, so that it can always be run again.
 
 A file is known by two attributes in the store: `path`, with which a later version finds what it replaces, and `sha256`,
-by which the same content is never put in twice.
+by which a content that is there already, under whatever path, is not put in again.
 """
 
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -140,13 +140,11 @@ class _Ingestion:
         self._client = client
         self._store_id = store_id
         self._documents = documents
-        self._contents = {document.sha256: document for document in reversed(documents)}
-        """Of several files with one content, the first stands for all."""
         self._outcome = Outcome()
         self._replacing: list[str] = []
         """The new ones of the files that took the place of others."""
-        self._indexing: dict[str, Document] = {}
-        """By the ids of their files."""
+        self._indexing: dict[str, str] = {}
+        """Paths, by the ids of their files."""
         self._unfinished: list[str] = []
         """Those that an earlier run has uploaded."""
         self._batches: list[str] = []
@@ -154,14 +152,16 @@ class _Ingestion:
 
     def run(self) -> Outcome:
         stored = list(self._client.vector_stores.files.list(self._store_id, limit=100, order="asc"))
-        known = {_attribute(each, SHA256_KEY): each for each in stored if each.status in ("completed", "in_progress")}
-        new = [document for sha256, document in self._contents.items() if sha256 not in known]
-        for sha256, each in known.items():
-            if each.status == "in_progress" and sha256 in self._contents:
-                self._indexing[each.id] = self._contents[sha256]
+        present = {_attribute(each, PATH_KEY): each for each in stored if each.status in ("completed", "in_progress")}
+        new = _to_upload(self._documents, {path: _attribute(each, SHA256_KEY) for path, each in present.items()})
+        needed = {document.sha256 for document in self._documents}
+        replaced = {document.path for document in new}
+        for path, each in present.items():
+            if each.status == "in_progress" and path not in replaced and _attribute(each, SHA256_KEY) in needed:
+                self._indexing[each.id] = path
                 self._unfinished.append(each.id)
         with _progress() as progress:
-            self._upload(new[::-1], progress)
+            self._upload(new, progress)
             earlier = {_attribute(each, PATH_KEY) for each in stored if each.status == "completed"}
             for file in self._indexed(progress):
                 self._settle(file, earlier)
@@ -207,7 +207,7 @@ class _Ingestion:
         except OSError as error:
             self._outcome.failed.append((document.path, error.strerror or str(error)))
         else:
-            self._indexing[file_id] = document
+            self._indexing[file_id] = document.path
             attributes: dict[str, str | float | bool] = {PATH_KEY: document.path, SHA256_KEY: document.sha256}
             uploaded.append({"file_id": file_id, "attributes": attributes})
 
@@ -236,11 +236,11 @@ class _Ingestion:
 
     def _settle(self, file: VectorStoreFile, earlier: Set[str]) -> None:
         """`earlier` are the paths that the store held before."""
-        document = self._indexing[file.id]
+        path = self._indexing[file.id]
         if file.status != "completed":
             why = file.last_error.message if file.last_error else f"its indexing was {file.status}"
-            self._outcome.failed.append((document.path, why))
-        elif document.path in earlier:
+            self._outcome.failed.append((path, why))
+        elif path in earlier:
             self._outcome.replaced += 1
             self._replacing.append(file.id)
         else:
@@ -261,6 +261,19 @@ class _Ingestion:
     def _delete(self, file_id: str) -> None:
         with suppress(openai.NotFoundError):
             self._client.files.delete(file_id)
+
+
+def _to_upload(documents: Sequence[Document], stored: Mapping[str, str]) -> list[Document]:
+    """What changed under its path, and then what is under none. `stored` are the SHA-256s by path."""
+    changed = {each.path: each for each in documents if stored.get(each.path, each.sha256) != each.sha256}
+    # What is replaced can stand for no other file: it will be gone.
+    contents = {sha256 for path, sha256 in stored.items() if path not in changed}
+    contents.update(each.sha256 for each in changed.values())
+    added: dict[str, Document] = {}
+    for each in documents:
+        if each.path not in stored and each.sha256 not in contents:
+            added.setdefault(each.sha256, each)
+    return [*changed.values(), *added.values()]
 
 
 def _attribute(stored: VectorStoreFile, key: str) -> str:

@@ -1,10 +1,11 @@
 """`FileStore`: the uploaded files, their bytes in a folder and their rows in the database.
 
-A file is there when its row is. What a crash may leave is bytes without a row, which nobody can see.
+A file is there when its row is. What a crash may leave is bytes without a row, which nobody can see and which go later.
 """
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 import unicodedata
@@ -14,7 +15,7 @@ from typing import IO, Any
 
 from sqlalchemy import ColumnElement, RowMapping, delete, insert, or_, select
 
-from serve_app.errors import InvalidRequest, NotFound, UploadTooLarge
+from serve_app.errors import InvalidRequest, NotFound, Unavailable, UploadTooLarge
 from serve_app.storage.database import Database
 from serve_app.storage.paging import select_page
 from serve_app.storage.schema import files
@@ -22,6 +23,7 @@ from serve_app.types import Json, Page, PageQuery, new_id, now_s
 
 _COPY_BYTES = 1 << 20
 _MAX_FILENAME_CHARACTERS = 255
+_ID_PREFIX = "file"
 _TEMPORARY_PREFIX = ".upload-"
 _STALE_AFTER_S = 86_400
 # They turn the reading direction of what follows, so that "fdp.exe" can look like "exe.pdf".
@@ -51,7 +53,7 @@ class FileStore:
         of more than `max_bytes` is `UploadTooLarge`.
         """
         filename = clean_filename(filename)
-        file_id = new_id("file")
+        file_id = new_id(_ID_PREFIX)
         temporary = self._folder / f"{_TEMPORARY_PREFIX}{file_id}"
         kept = self.path(file_id)
         try:
@@ -72,6 +74,9 @@ class FileStore:
             }
             with self._database.write() as connection:
                 connection.execute(insert(files).values(row))
+        except Unavailable:
+            # The row may be there, and then it needs the bytes. If it is not, they are removed as orphans.
+            raise
         except BaseException:
             temporary.unlink(missing_ok=True)
             kept.unlink(missing_ok=True)
@@ -105,6 +110,23 @@ class FileStore:
             if connection.execute(delete(files).where(files.c.id == file_id)).rowcount == 0:
                 raise _not_found(file_id)
         self.path(file_id).unlink(missing_ok=True)
+
+    def remove_orphans(self) -> None:
+        """Remove bytes whose row was never written, or is deleted, once they have been here for a day.
+
+        What came before every row stays: the database may be a new one, and the bytes those of the one before.
+        """
+        names = {path.name for path in self._folder.glob(f"{_ID_PREFIX}_*")}
+        with self._database.read() as connection:
+            created_at = {row.id: row.created_at for row in connection.execute(select(files.c.id, files.c.created_at))}
+        since, until = min(created_at.values(), default=math.inf), time.time() - _STALE_AFTER_S
+        for name in names - created_at.keys():
+            orphan = self._folder / name
+            # Another process may sweep, too.
+            with contextlib.suppress(FileNotFoundError):
+                # A restore moves older files here before their rows are committed, which changes this time alone.
+                if since <= orphan.stat().st_ctime < until:
+                    orphan.unlink()
 
     def _row(self, file_id: str) -> RowMapping:
         with self._database.read() as connection:

@@ -8,6 +8,7 @@ from sqlalchemy import update
 
 from serve_app.api.sweep import KEEP_EXPIRED_STORES_S, sweep
 from serve_app.config import SessionsConfig
+from serve_app.storage import files as stored_files
 from serve_app.storage.schema import files, logs, vector_stores
 from serve_app.types import now_s
 from serve_app.types.knowledge import StoreFileRef
@@ -28,6 +29,28 @@ async def test_expired_uploads_go_with_their_passages(api: Api) -> None:
     assert api.indexer.told == [StoreFileRef(store.id, expired)]
     assert not (api.folder / "files" / expired).exists()
     assert [each.id for each in api.openai.vector_stores.files.list(store.id)] == [kept]
+
+
+async def test_bytes_without_a_row_go(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_files, "_STALE_AFTER_S", -60)
+    kept = api.upload()
+    (api.folder / "files" / "file_without_a_row").touch()
+
+    await sweep(api.context)
+
+    assert api.kept_files() == [kept]
+
+
+async def test_bytes_that_cannot_be_deleted_are_looked_at_again(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    expired = api.upload()
+    with api.database.write() as connection:
+        connection.execute(update(files).values(expires_at=now_s() - 1))
+    (api.folder / "files" / expired).unlink()
+    (api.folder / "files" / expired).mkdir()
+
+    await sweep(api.context)
+
+    assert "will be looked at again" in caplog.text
 
 
 async def test_stores_that_expired_a_week_ago_go(api: Api) -> None:

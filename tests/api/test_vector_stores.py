@@ -1,8 +1,11 @@
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -11,12 +14,13 @@ from openai.types.vector_stores import VectorStoreFile, VectorStoreFileBatch, Ve
 from sqlalchemy import update
 
 from serve_app.errors import InvalidRequest, Unavailable
-from serve_app.knowledge import catalog
+from serve_app.knowledge import catalog, parse
 from serve_app.storage.schema import vector_store_files, vector_stores
 from serve_app.types.knowledge import Comparison, Compound, Passage, Ranking, StoreFileRef
 from tests.api.conftest import Api
 from tests.api.parts import DIMENSIONS
 from tests.api.test_app import error_of
+from tests.served.application import wait_until
 
 
 def finish(api: Api, file_id: str, status: str = "completed", **columns: Any) -> None:
@@ -201,6 +205,7 @@ def test_a_file_is_added_described_and_removed(api: Api) -> None:
     assert changed.attributes == {"year": 2025}
     assert StoreFileRef(store.id, file_id) in api.indexer.told
 
+    finish(api, file_id)
     content = api.openai.vector_stores.files.content(file_id, vector_store_id=store.id)
     assert [part.text for part in content] == ["Paris is in France."]
 
@@ -210,6 +215,50 @@ def test_a_file_is_added_described_and_removed(api: Api) -> None:
     with pytest.raises(openai.NotFoundError):
         api.openai.vector_stores.files.retrieve(file_id, vector_store_id=store.id)
     assert api.openai.files.retrieve(file_id).id == file_id
+
+
+@pytest.mark.parametrize("status", ["in_progress", "failed", "cancelled"])
+def test_a_file_that_was_not_indexed_is_not_parsed_for_its_content(
+    api: Api, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = api.upload()
+    store = api.openai.vector_stores.create(file_ids=[file_id])
+    finish(api, file_id, status)
+    parsed: list[object] = []
+    monkeypatch.setattr(parse, "extract_text", lambda *given: parsed.append(given))
+
+    answer = api.http.get(f"/v1/vector_stores/{store.id}/files/{file_id}/content")
+
+    assert f"is '{status}'" in error_of(answer, 409)["message"]
+    assert parsed == []
+
+
+def test_files_that_are_parsed_for_their_content_hold_up_no_other_request(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = api.upload()
+    store = api.openai.vector_stores.create(file_ids=[file_id])
+    finish(api, file_id)
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def extract_text(*_given: object) -> str:
+        begun.release()
+        assert go_on.wait(60)
+        return "read"
+
+    monkeypatch.setattr(parse, "extract_text", extract_text)
+    url = f"{api.url}/v1/vector_stores/{store.id}/files/{file_id}/content"
+    with ThreadPoolExecutor(40) as clients:
+        contents = [clients.submit(httpx.get, url, timeout=60) for _ in range(40)]  # as many as there are threads
+        try:
+            assert begun.acquire(timeout=30)
+            assert begun.acquire(timeout=30)
+            wait_until(lambda: api.context.parsers.statistics().tasks_waiting == 38, 30, "all have come")
+            assert api.http.get(f"/v1/files/{file_id}").status_code == 200
+        finally:
+            go_on.set()
+
+    assert [content.result().json()["data"][0]["text"] for content in contents] == ["read"] * 40
 
 
 def test_adding_a_file_again_changes_nothing_unless_it_failed(api: Api) -> None:

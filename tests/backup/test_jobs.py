@@ -5,10 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event, Thread, current_thread
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, update
 
+from serve_app.backup import restore
 from serve_app.backup.repository import Repository
 from serve_app.backup.worker import MAX_ATTEMPTS, BackupWorker
 from serve_app.errors import Conflict, InvalidRequest, NotFound
@@ -48,7 +51,7 @@ def test_a_backup_whose_indexer_is_killed_is_taken_over(
 
     assert system.jobs.get_backup(backup["id"])["status"] == "completed"
     assert not system.worker.run_once()
-    assert not (system.folder / ".backup-work").exists()
+    assert not list(system.folder.glob(".backup-work*"))
     assert elsewhere.restore(backup["id"])["error"] is None
     assert elsewhere.passages(store_id) == system.passages(store_id)
 
@@ -71,18 +74,18 @@ def test_a_restore_that_is_killed_shows_nothing_and_is_taken_over(
     store_id = fill(system)
     backup = system.back_up()
     nothing = elsewhere.rows()
-    restore = elsewhere.jobs.create_restore(backup["id"], None, None)
+    asked = elsewhere.jobs.create_restore(backup["id"], None, None)
 
     run_until_killed(elsewhere, step, count)
 
     assert elsewhere.rows() == nothing
     let_leases_end(elsewhere)
     assert elsewhere.worker.run_once()
-    assert elsewhere.jobs.get_restore(backup["id"], restore["id"])["status"] == "completed"
+    assert elsewhere.jobs.get_restore(backup["id"], asked["id"])["status"] == "completed"
     assert elsewhere.rows(but=CHANGES) == system.rows(but=CHANGES)
     assert elsewhere.uploads() == system.uploads()
     assert elsewhere.passages(store_id) == system.passages(store_id)
-    assert not (elsewhere.folder / ".backup-work").exists()
+    assert not list(elsewhere.folder.glob(".backup-work*"))
 
 
 def test_a_job_that_kills_its_indexer_again_and_again_is_given_up(system: System) -> None:
@@ -101,7 +104,7 @@ def test_who_has_lost_a_job_changes_nothing(system: System, elsewhere: System, m
     fill(system)
     backup = system.back_up()
     nothing, paths = elsewhere.rows(), elsewhere.paths()
-    restore = elsewhere.jobs.create_restore(backup["id"], None, None)
+    asked = elsewhere.jobs.create_restore(backup["id"], None, None)
     fetch = Repository.fetch
 
     def take_over(*arguments: object) -> None:
@@ -114,7 +117,46 @@ def test_who_has_lost_a_job_changes_nothing(system: System, elsewhere: System, m
 
     assert elsewhere.rows() == nothing
     assert elsewhere.paths() == paths
-    assert elsewhere.jobs.get_restore(backup["id"], restore["id"])["status"] == "in_progress"
+    assert elsewhere.jobs.get_restore(backup["id"], asked["id"])["status"] == "in_progress"
+
+
+def test_who_has_lost_a_job_takes_nothing_from_who_does_it_now(
+    system: System, elsewhere: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts an indexer while the one before it still stops."""
+    store_id = fill(system)
+    backup = system.back_up()
+    asked = elsewhere.jobs.create_restore(backup["id"], None, None)
+    old = Thread(target=elsewhere.worker.run_once)
+    has_begun, may_end = Event(), Event()
+    fetch, prepare = Repository.fetch, restore._prepare
+
+    def fetch_later(*arguments: Any) -> None:
+        if current_thread() is old and not has_begun.is_set():
+            has_begun.set()
+            may_end.wait(60)
+        fetch(*arguments)
+
+    def prepare_later(*arguments: Any) -> None:
+        if current_thread() is not old:
+            may_end.set()
+            old.join()
+        prepare(*arguments)
+
+    monkeypatch.setattr(Repository, "fetch", fetch_later)
+    monkeypatch.setattr(restore, "_prepare", prepare_later)
+    old.start()
+    assert has_begun.wait(60)
+    successor = BackupWorker(elsewhere.database, elsewhere.config)
+    successor.take_over()
+
+    assert successor.run_once()
+
+    assert elsewhere.jobs.get_restore(backup["id"], asked["id"])["error"] is None
+    assert elsewhere.rows(but=CHANGES) == system.rows(but=CHANGES)
+    assert elsewhere.uploads() == system.uploads()
+    assert elsewhere.passages(store_id) == system.passages(store_id)
+    assert not list(elsewhere.folder.glob(".backup-work*"))
 
 
 def test_a_lease_is_renewed_while_the_work_goes_on(system: System, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from sqlalchemy import MetaData, create_engine, insert, select, update
 
-from serve_app.backup.repository import Repository, describe, write_items
+from serve_app.backup.repository import Item, Repository, describe, write_items
 from serve_app.errors import Conflict, InvalidRequest, NotFound
 from serve_app.storage import migrations
 from serve_app.storage.schema import (
@@ -454,6 +454,49 @@ def test_a_damaged_backup_is_refused_before_anything_changes(
         assert restored["status"] == "failed"
         assert restored["error"]["code"] == "backup_damaged"
 
+    assert elsewhere.rows() == rows
+    assert elsewhere.paths() == paths
+
+
+@pytest.mark.parametrize("kind", ["files", "vectors"])
+def test_what_a_backup_names_and_does_not_have_fails_the_restore(
+    system: System, elsewhere: System, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(system)
+    backup_id = system.back_up()["id"]
+    items = Repository.items
+    monkeypatch.setattr(
+        Repository, "items", lambda *given: [item for item in items(*given) if not item.path.startswith(kind)]
+    )
+    rows, paths = elsewhere.rows(), elsewhere.paths()
+
+    restored = elsewhere.restore(backup_id)
+
+    assert restored["status"] == "failed"
+    assert "did not come with the backup" in restored["error"]["message"]
+    assert elsewhere.rows() == rows
+    assert elsewhere.paths() == paths
+
+
+@pytest.mark.parametrize("kind", ["files", "data"])
+def test_what_is_lost_on_the_way_fails_the_restore(
+    system: System, elsewhere: System, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(system)
+    backup_id = system.back_up()["id"]
+    fetch = Repository.fetch
+
+    def lose(repository: Repository, item: Item, target: Path) -> None:
+        fetch(repository, item, target)
+        if kind in item.path.split("/"):
+            target.unlink()
+
+    monkeypatch.setattr(Repository, "fetch", lose)
+    rows, paths = elsewhere.rows(), elsewhere.paths()
+
+    restored = elsewhere.restore(backup_id)
+
+    assert restored["status"] == "failed"
     assert elsewhere.rows() == rows
     assert elsewhere.paths() == paths
 

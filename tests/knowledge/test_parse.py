@@ -10,7 +10,17 @@ import pytest
 from pypdf import PdfReader, PdfWriter
 
 from serve_app.errors import InvalidRequest, UnsupportedFile
-from serve_app.knowledge.parse import DOCX, HTML, JSONL, MARKDOWN, PDF, PLAIN, detect_media_type, extract_text
+from serve_app.knowledge.parse import (
+    _IMAGE_BEGINNINGS,
+    DOCX,
+    HTML,
+    JSONL,
+    MARKDOWN,
+    PDF,
+    PLAIN,
+    detect_media_type,
+    extract_text,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256))
 EXE = b"MZ\x90\x00\x03\x00\x00\x00" + bytes(64)
@@ -50,12 +60,12 @@ def encrypted_pdf(text: str, password: str) -> bytes:
     return out.getvalue()
 
 
-def docx(body: str, **more_parts: str) -> bytes:
+def docx(body: str, **more_parts: str | bytes) -> bytes:
     word = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
     package = "http://schemas.openxmlformats.org/package/2006"
     office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"
     main = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
-    parts = {
+    parts: dict[str, str | bytes] = {
         "[Content_Types].xml": f'<Types xmlns="{package}/content-types">'
         '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
         f'<Override PartName="/word/document.xml" ContentType="{main}"/></Types>',
@@ -305,6 +315,7 @@ def test_what_no_database_can_hold_is_left_out(path: Path) -> None:
         (DOCX, docx(paragraph("text"))[:-40], "damaged"),
         (DOCX, docx(""), "no text"),
         (DOCX, docx(paragraph("text"), **{"word/bomb.xml": "0" * (64 * 2**20)}), "unpacks to"),
+        (DOCX, docx(paragraph("text"), **{"word/media/bomb.xml": "<" + "0" * (64 * 2**20)}), "unpacks to"),
         (DOCX, docx(f"{'<w:p>' * 100_000}{'</w:p>' * 100_000}"), "damaged|no text"),
         (JSONL, b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         (JSONL, b'{"text": "\xff"}', "line 1 is not JSON"),
@@ -317,6 +328,24 @@ def test_bad_file_is_refused_with_a_reason(path: Path, media_type: str, content:
         extract(path, media_type, content)
 
     assert refusal.value.code == "invalid_file"
+
+
+def test_pictures_do_not_count_as_what_a_docx_unpacks_to(path: Path) -> None:
+    picture = b"\x89PNG\r\n" + bytes(64 * 2**20)
+
+    assert (
+        extract(path, DOCX, docx(paragraph("A view of Paris."), **{"word/media/1.png": picture})) == "A view of Paris."
+    )
+
+
+@pytest.mark.parametrize("beginning", _IMAGE_BEGINNINGS)
+def test_what_begins_like_a_picture_is_never_read_as_the_document(path: Path, beginning: bytes) -> None:
+    whole = docx(paragraph("text"))
+    with zipfile.ZipFile(BytesIO(whole)) as archive:
+        document = archive.read("word/document.xml")
+
+    with pytest.raises(InvalidRequest, match="damaged"):
+        extract(path, DOCX, docx("", **{"word/document.xml": beginning + document}))
 
 
 @pytest.mark.parametrize("media_type", [PDF, DOCX])
