@@ -17,7 +17,7 @@ from serve_app.api.items import InputItem, build_items
 from serve_app.api.middleware import check_json
 from serve_app.api.wire import Metadata, Wire
 from serve_app.conversation.transfer import TimedItem, import_conversation
-from serve_app.errors import InvalidRequest
+from serve_app.errors import InvalidRequest, UploadTooLarge
 from serve_app.types import Json, new_id, now_s
 from serve_app.types.conversation import LoggedItem
 
@@ -27,6 +27,9 @@ Line = TypeVar("Line", bound=BaseModel)
 
 MAX_LINE_BYTES = 10 * 2**20
 """As much as any other request may have."""
+
+MAX_ITEMS = 100_000
+"""While they are inserted a SQLite database takes no other write, about five seconds."""
 
 _ITEMS_AT_ONCE = 100
 _IN_MEMORY_BYTES = 2**20
@@ -87,8 +90,9 @@ async def import_lines(request: Request, context: InContext) -> Json:
 
 def _import(spool: IO[bytes], context: Context) -> Json:
     # Twice, so that what is wrong is found before anything waits for the database.
-    for _ in _read_items(spool):
-        pass
+    for count, _ in enumerate(_read_items(spool), 1):
+        if count > MAX_ITEMS:
+            raise UploadTooLarge(f"A conversation can be imported with at most {MAX_ITEMS:,} items")
     header = _read_header(spool)
     metadata, expires_after_s = header.metadata or {}, seconds_of(header.expires_after)
     imported = import_conversation(context.database, new_id("conv"), metadata, expires_after_s, _read_items(spool))

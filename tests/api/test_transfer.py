@@ -6,6 +6,7 @@ import httpx
 import orjson
 import pytest
 
+from serve_app.api import transfer
 from serve_app.types import Json, PageQuery, new_id
 from serve_app.types.conversation import AppendItems
 from tests.api.chat_app import ChatApp, running_chat
@@ -124,6 +125,15 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(
     assert message.startswith(f"Line {number}")
     assert what in message
     assert count_conversations(app) == before
+
+
+def test_more_items_than_may_hold_the_database_up_are_refused(app: ChatApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "MAX_ITEMS", 2)
+    before = count_conversations(app)
+
+    assert send(app, HEADER, *[item_line("Hi")] * 2).status_code == 200
+    assert send(app, HEADER, *[item_line("Hi")] * 3).status_code == 413
+    assert count_conversations(app) == before + 1
 
 
 def test_an_import_may_be_as_large_as_an_upload(shared_api: Api) -> None:
