@@ -128,13 +128,14 @@ async def ask(
         max_output_tokens=output_tokens,
         stream=True,
     )
-    async for event in stream:
-        if event.type == "response.output_text.delta" and not first_token_s:
-            first_token_s = time.perf_counter() - began
-        if event.type in ("response.completed", "response.incomplete"):
-            usage = event.response.usage
-            assert usage is not None
-            return Sample(first_token_s, usage.input_tokens, usage.input_tokens_details.cached_tokens)
+    async with stream:
+        async for event in stream:
+            if event.type == "response.output_text.delta" and not first_token_s:
+                first_token_s = time.perf_counter() - began
+            if event.type in ("response.completed", "response.incomplete"):
+                usage = event.response.usage
+                assert usage is not None
+                return Sample(first_token_s, usage.input_tokens, usage.input_tokens_details.cached_tokens)
     raise RuntimeError("the stream ended without a response")
 
 
