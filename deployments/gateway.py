@@ -25,7 +25,7 @@ from deployments.adapters import (
 )
 from deployments.replica import Replica
 from serve_app.admission.admissions import Admissions
-from serve_app.api.app import create_app
+from serve_app.api.app import check_loops, create_app
 from serve_app.config import AppConfig
 from serve_app.counts import Counted, Counts
 from serve_app.generation.admitted import AdmittedGenerator
@@ -132,10 +132,8 @@ class Gateway(Replica):
 
     async def check_health(self) -> None:
         await super().check_health()
-        loops = self._app.state.loops if self._app else ()
-        for loop in loops:
-            if loop.done() and not loop.cancelled():
-                loop.result()
+        if self._app:
+            check_loops(self._app)
 
     async def reconfigure(self, user_config: Any) -> None:  # whatever the YAML holds
         """Serve calls this after the start, and with each `serve deploy` that changes the gateway's `user_config`."""

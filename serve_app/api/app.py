@@ -54,8 +54,7 @@ def create_app(
 ) -> FastAPI:
     """`check_parts` names each part, with `ok` or with what is wrong. The API keys come from the environment.
 
-    `app.state.loops` are tasks that go on as long as it serves. One that is done has failed: without it the gateway
-    serves wrongly, and should be replaced.
+    `app.state.loops` are tasks that go on as long as it serves: see `check_loops`.
     """
     app = FastAPI(
         title="Rayconteur",
@@ -100,6 +99,13 @@ def create_app(
         app.include_router(resource.router)
     app.include_router(health.router)
     return app
+
+
+def check_loops(app: FastAPI) -> None:
+    """Raises what has ended one of its loops: without that it serves wrongly, and should be replaced."""
+    for loop in app.state.loops:
+        if loop.done() and not loop.cancelled():
+            loop.result()
 
 
 @asynccontextmanager

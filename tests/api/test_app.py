@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 import socket
@@ -7,9 +8,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
 from openai.types import Model
 from sqlalchemy import text
 
+from serve_app.api.app import check_loops
 from serve_app.config import API_KEYS_ENV
 from serve_app.errors import Overloaded, Unavailable
 from tests.api.conftest import Api, StartApi
@@ -210,3 +213,22 @@ def test_without_its_database_it_is_not_alive(api: Api) -> None:
 def test_the_documentation_is_served(shared_api: Api) -> None:
     assert "swagger" in shared_api.http.get("/docs").text
     assert "/v1/vector_stores/{store_id}/search" in shared_api.http.get("/openapi.json").json()["paths"]
+
+
+async def test_a_loop_that_has_ended_is_noticed() -> None:
+    app = FastAPI()
+    going_on = asyncio.create_task(asyncio.Event().wait())
+    left = asyncio.create_task(asyncio.Event().wait())
+    left.cancel()
+    app.state.loops = [going_on, left]
+    await asyncio.wait([left])
+    check_loops(app)
+
+    async def fail() -> None:
+        raise OSError("the disk is gone")
+
+    app.state.loops.append(ended := asyncio.create_task(fail()))
+    await asyncio.wait([ended])
+    with pytest.raises(OSError, match="the disk is gone"):
+        check_loops(app)
+    going_on.cancel()
