@@ -1,57 +1,15 @@
 """vLLM's engine has processes of its own: their memory, asked for and let go of from the replica, and their end."""
 
 import os
-import select
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Thread
 from typing import TYPE_CHECKING, ClassVar
-
-import psutil
 
 from serve_app import vitals
 from serve_app.vitals import CacheName, CacheSize, GpuMemory, Releasable
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
-
-
-class WorkerMemory:
-    """In each process that holds the model. vLLM makes this a base of its worker's class (`worker_extension_cls`), and
-    refuses names that its own class has.
-    """
-
-    def rayconteur_gpu_memory(self) -> tuple[int, int, int] | None:
-        """Allocated bytes, the most there ever were, and what torch keeps beside them. None without a GPU."""
-        memory = vitals.gpu_memory()
-        if memory is None:
-            return None
-        return memory.allocated_bytes, memory.peak_bytes, vitals.GpuCache().size().size_bytes or 0
-
-    def rayconteur_end_with(self, replica_pid: int) -> None:
-        """Once the replica is gone, however it went, so is its engine. vLLM's would keep its memory for good."""
-        lineage = [os.getpid(), *(parent.pid for parent in psutil.Process().parents())]
-        # A worker that Ray has started, perhaps on another node, is Ray's to end.
-        if replica_pid in lineage:
-            processes = lineage[: lineage.index(replica_pid)]
-            Thread(target=_kill_after, args=(os.pidfd_open(replica_pid), processes), daemon=True).start()
-
-    def rayconteur_empty_gpu_cache(self) -> None:
-        vitals.empty_gpu_cache()
-
-    def rayconteur_collect_garbage(self) -> None:
-        vitals.collect_garbage()
-
-
-def _kill_after(other: int, processes: Sequence[int]) -> None:
-    """`other` is a file descriptor of a process. This one comes first in `processes`, and is killed last."""
-    select.select([other], [], [])
-    for pid in reversed(processes):
-        os.kill(pid, signal.SIGKILL)
-
-
-WORKER_EXTENSION = f"{__name__}.{WorkerMemory.__name__}"
 
 
 class EngineMemory:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import ray
 
-from deployments.engine_memory import WORKER_EXTENSION, EngineMemory
+from deployments.engine_memory import EngineMemory
 from deployments.replica import Replica
+from deployments.worker_extension import WORKER_EXTENSION
 from serve_app.config import AppConfig, GeneratorConfig
 from serve_app.counts import Counted, Counts
 from serve_app.errors import InternalError, InvalidRequest, NotFound, RayconteurError, Unavailable
@@ -162,6 +163,8 @@ async def start_engine(config: GeneratorConfig, counts: Counts) -> "tuple[AsyncL
         usage_context=UsageContext.OPENAI_API_SERVER,
         stat_loggers=[RayPrometheusStatLogger, record.of_engine],
     )
+    if current_platform.is_cpu():
+        await engine.collective_rpc("rayconteur_use_cpu_sampler")
     state = State()
     await init_app_state(engine, state, arguments, await engine.get_supported_tasks())
     return engine, state.openai_serving_chat, record

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from deployments.engine_memory import WorkerMemory
+from deployments.worker_extension import WorkerExtension
 from tests.served.application import ROOT, wait_until
 
 # The first starts the second, which starts the third: a replica, its engine and the engine's worker.
 CHAIN = """
 import subprocess, sys, time
-from deployments.engine_memory import WorkerMemory
+from deployments.worker_extension import WorkerExtension
 depth, first = int(sys.argv[1]), int(sys.argv[2])
 if depth < 2:
     subprocess.Popen([sys.executable, sys.argv[0], str(depth + 1), str(first)])
 else:
-    WorkerMemory().rayconteur_end_with(first)
+    WorkerExtension().rayconteur_end_with(first)
     print("ready", flush=True)
 time.sleep(600)
 """
@@ -61,7 +61,7 @@ def is_running(process: psutil.Process) -> bool:
 def test_a_process_that_is_not_above_it_is_not_watched() -> None:
     before = set(threading.enumerate())
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
-        WorkerMemory().rayconteur_end_with(stranger.pid)
+        WorkerExtension().rayconteur_end_with(stranger.pid)
         stranger.communicate(b"\n")
 
     assert set(threading.enumerate()) <= before
