@@ -56,7 +56,7 @@ def main() -> None:
 async def measure(url: str, arguments: argparse.Namespace) -> None:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300) as client:
         store_id = await upload(client, "xquad", read_documents(arguments.data / "xquad" / "documents.jsonl"))
-        prompts = long_questions(arguments.data / "xquad")
+        prompts = long_questions(arguments.data / "xquad", TURNS * arguments.conversations)
         search: Any = {
             "type": "file_search",
             "vector_store_ids": [store_id],
@@ -82,7 +82,7 @@ async def talk(
 
 
 async def measure_vllm(url: str, model: str, arguments: argparse.Namespace) -> None:
-    prompts = long_questions(arguments.data / "xquad")
+    prompts = long_questions(arguments.data / "xquad", TURNS * arguments.conversations)
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=300) as client:
         asked = [prompts[number * TURNS :][:TURNS] for number in range(arguments.conversations)]
         talks = [await talk_to_vllm(client, model, each, arguments.output_tokens) for each in asked]
@@ -161,12 +161,17 @@ def first_token_s(samples: list[Sample]) -> float:
     return statistics.median(each.first_token_s for each in samples)
 
 
-def long_questions(folder: Path) -> list[str]:
-    """Each a paragraph with a question about it, all from different articles in turn."""
+def long_questions(folder: Path, count: int) -> list[str]:
+    """Each a paragraph with a question about it, all from different articles in turn, and about as long: what a turn
+    takes is to say how much is before it, and not how much it asks.
+    """
     documents = {each["_id"]: each for each in read_lines(folder / "documents.jsonl")}
     first_of = {each["document_id"]: each["question"] for each in reversed(read_lines(folder / "questions.jsonl"))}
     ordered = sorted(first_of, key=lambda document_id: document_id[::-1])
-    return [f"I have read this:\n\n{documents[each]['text']}\n\n{first_of[each]}" for each in ordered]
+    prompts = [f"I have read this:\n\n{documents[each]['text']}\n\n{first_of[each]}" for each in ordered]
+    usual = statistics.median(map(len, prompts))
+    nearest = set(sorted(prompts, key=lambda prompt: abs(len(prompt) - usual))[:count])
+    return [each for each in prompts if each in nearest]
 
 
 if __name__ == "__main__":

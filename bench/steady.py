@@ -3,10 +3,12 @@
     python -m bench.steady [--minutes 15]
 
 Chats, turns of conversations with and without documents, searches, embeddings and uploads arrive at random times, open
-loop. The capacity is that of the same mix: a closed loop first finds how many of them end per second. Starts an
-application of its own. Asked: the RSS of all its processes grows at most 5 % after the first fifth of the time (3 of 15
-minutes; each later minute's median beside that of the minute before), and no request fails, hangs, or is still refused
-when it has been made again as often as OpenAI's client makes it by default.
+loop. The capacity is that of the same mix: a closed loop first finds how many of them end per second. Conversations
+have a past from the beginning, and what is refused in that loop is asked again until it is answered: it would be of
+another mix, else, than what comes later. Starts an application of its own. Asked: the RSS of all its processes grows at
+most 5 % after the first fifth of the time (3 of 15 minutes; each later minute's median beside that of the minute
+before), and no request fails, hangs, or is still refused when it has been made again as often as OpenAI's client makes
+it by default.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from bench.openloop import (
     Arrival,
     Attempt,
     Chats,
+    Refused,
     Send,
     check,
     in_ms,
@@ -73,7 +76,7 @@ async def measure(application: Application, seconds: float, share: float, seed: 
     async with open_session() as session:
         work = MixedWork(session, application.url, served_model(application.url), seed)
         await work.prepare()
-        capacity_per_s = await measure_capacity(work.send, seconds=30)
+        capacity_per_s = await measure_capacity(work.send_until_answered, seconds=45)
         print(f"capacity {capacity_per_s:.2f} requests/s of this mix, of which {share:g} arrive\n")
         arrivals = [work.arrival(at_s) for at_s in poisson(share * capacity_per_s, seconds, seed)]
         ended = asyncio.Event()
@@ -110,16 +113,25 @@ class MixedWork:
         """A store with a few documents, and conversations to go on with."""
         self._store_id = (await self._post("vector_stores", {"name": "steady"}))["id"]
         for number in range(CONVERSATIONS):
-            self._conversations.append((await self._new_conversation(), 1 + number % TURNS))
+            past = number % TURNS
+            self._conversations.append((await self._new_conversation(past), TURNS - past))
         for _ in range(10):
             await self._add_file()
 
     def arrival(self, at_s: float) -> Arrival:
-        (kind,) = self._random.choices(list(MIX), list(MIX.values()))
+        kind = self._any_kind()
         return Arrival(at_s, kind, with_retries(self.sends[kind]))
 
-    async def send(self, attempt: Attempt) -> None:
-        await self.arrival(0).send(attempt)
+    async def send_until_answered(self, attempt: Attempt) -> None:
+        send = self.sends[self._any_kind()]
+        while True:
+            try:
+                return await send(attempt)
+            except Refused as refusal:
+                await asyncio.sleep(refusal.retry_after_s)
+
+    def _any_kind(self) -> str:
+        return self._random.choices(list(MIX), list(MIX.values()))[0]
 
     async def _turn(self, _attempt: Attempt, **more: Any) -> None:
         conversation_id, turns_left = self._conversations.popleft()
@@ -129,8 +141,9 @@ class MixedWork:
         asked = {"input": self._words(), "conversation": conversation_id, "max_output_tokens": 40}
         await self._post("responses", {**asked, **more})
 
-    async def _new_conversation(self) -> str:
-        created = await self._post("conversations", {})
+    async def _new_conversation(self, turns: int = 0) -> str:
+        past = [{"role": role, "content": self._words()} for _ in range(turns) for role in ("user", "assistant")]
+        created = await self._post("conversations", {"items": past})
         return str(created["id"])
 
     async def _ask_documents(self, attempt: Attempt) -> None:
