@@ -15,7 +15,7 @@ class Limits(BaseModel):
 class AdmissionSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    max_wait_s: NonNegativeFloat = Field(4.0, le=600)
+    max_wait_s: NonNegativeFloat = Field(3.0, le=600)
     """Longest time until a request gets to the model."""
     beside_priority: float = Field(0.5, gt=0, le=1)
     """Share of the room that the other tiers may fill while `priority` requests come: the fewer answers an engine
