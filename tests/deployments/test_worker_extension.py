@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from deployments.cpu_sampler import CpuSampler
 from deployments.worker_extension import WorkerExtension
 from tests.served.application import ROOT, wait_until
 
@@ -65,3 +67,18 @@ def test_a_process_that_is_not_above_it_is_not_watched() -> None:
         stranger.communicate(b"\n")
 
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(
+    ("logprobs_mode", "use_fp64_gumbel", "is_ours"),
+    [("raw_logprobs", False, True), ("processed_logprobs", False, False), ("raw_logprobs", True, False)],
+)
+def test_vllms_sampler_stays_where_it_does_more_than_draw(
+    logprobs_mode: str, use_fp64_gumbel: bool, is_ours: bool
+) -> None:
+    sampler = SimpleNamespace(logprobs_mode=logprobs_mode, use_fp64_gumbel=use_fp64_gumbel, topk_topp_sampler=None)
+    worker = WorkerExtension()
+    worker.model_runner = SimpleNamespace(sampler=sampler)
+
+    assert worker.rayconteur_use_cpu_sampler() is is_ours
+    assert isinstance(sampler.topk_topp_sampler, CpuSampler) is is_ours
