@@ -10,7 +10,7 @@ from deployments.cpu_sampler import CANDIDATES, CpuSampler
 
 VOCABULARY = 2_000
 WIDE = CANDIDATES[0] + 50
-DRAWS = 20_000
+DRAWS = 5_000
 PEAKED, FLAT = 3.0, 0.5
 """How far apart the logits are. A few tokens have it all, or the candidates hold less than half of it."""
 
