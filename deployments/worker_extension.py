@@ -1,4 +1,4 @@
-"""What we add to vLLM's worker, in each process that holds the model. Here is what it the replica asks for."""
+"""What we add to vLLM's worker, in each process that holds the model. The replica asks it for these."""
 
 import os
 import select
