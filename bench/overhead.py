@@ -8,9 +8,9 @@ beside a Ray that has nothing to do: what the processes of Ray take from the pro
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -18,22 +18,16 @@ from bench.figures import found, parse_arguments
 from bench.load import Figures, run_load
 from bench.servers import OURS, ROOT, VLLM, Server, idle_ray, read_config, servers, started
 
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    streams: int
-    requests: int
-    max_tokens: int
-
-
 BESIDE_RAY = f"{VLLM}, beside an idle Ray"
-LOADS = (Load(1, 24, 16), Load(8, 24, 48), Load(32, 64, 48))
+STREAMS = (1, 8, 32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, nargs="?", default=ROOT / "serve_config.yaml")
     parser.add_argument("--rounds", type=int, default=1, help="how often the three are run; medians are printed")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="so many at once")
+    parser.add_argument("--max-tokens", type=int, help="of each answer (default: 16 of one stream, 48 of several)")
     parser.add_argument("--only", help="run only servers whose name holds this")
     arguments = parse_arguments(parser)
     generator, engine_environment = read_config(arguments.config)
@@ -49,26 +43,19 @@ def main() -> None:
     for round_number in range(arguments.rounds):
         for name, server, surroundings in rows:
             with surroundings(), started(server):
-                for load, figures in measure(server, generator.model_id, f"round {round_number}"):
-                    print(f"{name}, {load.streams} streams: {figures}", file=sys.stderr, flush=True)
-                    results.setdefault(name, {}).setdefault(load.streams, []).append(figures)
+                for streams in arguments.streams:
+                    max_tokens = arguments.max_tokens or (16 if streams == 1 else 48)
+                    figures = measure(server, generator.model_id, streams, max_tokens, f"round {round_number}")
+                    print(f"{name}, {streams} streams: {figures}", file=sys.stderr, flush=True)
+                    results.setdefault(name, {}).setdefault(streams, []).append(figures)
     print_table(results)
 
 
-def measure(server: Server, model: str, salt: str) -> Iterator[tuple[Load, Figures]]:
-    asyncio.run(run_load(server.url, model, streams=8, requests=8, max_tokens=16, salt=f"{salt} warm"))
-    for load in LOADS:
-        figures = asyncio.run(
-            run_load(
-                server.url,
-                model,
-                streams=load.streams,
-                requests=load.requests,
-                max_tokens=load.max_tokens,
-                salt=f"{salt} {load.streams}",
-            )
-        )
-        yield load, figures
+def measure(server: Server, model: str, streams: int, max_tokens: int, salt: str) -> Figures:
+    """After as many answers that do not count: what a server does for the first time it is not judged by."""
+    load = partial(run_load, server.url, model, streams=streams)
+    asyncio.run(load(requests=streams, max_tokens=16, salt=f"{salt} {streams} warm"))
+    return asyncio.run(load(requests=max(24, 2 * streams), max_tokens=max_tokens, salt=f"{salt} {streams}"))
 
 
 def print_table(results: dict[str, dict[int, list[Figures]]]) -> None:
