@@ -9,7 +9,8 @@ server and Ray's app, with the same model and engine arguments, each started fre
 Requests arrive at random times (Poisson, from a fixed seed) whatever has become of those before. Those of the first
 seconds of a phase only fill the server and are not counted: as long as it is not full, more of them are answered than
 it can keep up. When a phase is over, those that can still become good are waited for; what runs after that is cut, and
-counts as not answered. Prints Markdown.
+counts as not answered. Each load has its phase in each round, in turns upwards and downwards, so that a machine that
+becomes slower meanwhile is no slower at one load than at another. Prints Markdown.
 """
 
 import argparse
@@ -18,16 +19,16 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
-import aiohttp
 import psutil
 
 from bench.figures import add_point, found, parse_arguments
 from bench.openloop import (
     Arrival,
+    Attempt,
     Chats,
     Summary,
     in_ms,
@@ -61,11 +62,35 @@ class Yardstick:
 class Phase:
     load: float
     """As a multiple of the capacity."""
-    summary: Summary
+    attempts: list[Attempt]
+    """That are counted, those of `seconds`."""
+    seconds: float
+    limit_s: float
     rss_mb: tuple[float, float]
     """Before and after."""
     client_share: float
     """What this client took of a core."""
+
+    @property
+    def summary(self) -> Summary:
+        return summarize(self.attempts, self.seconds, self.limit_s)
+
+
+def of_all_rounds(phases: Sequence[Phase]) -> list[Phase]:
+    """One of each load."""
+    by_load: dict[float, list[Phase]] = {}
+    for phase in phases:
+        by_load.setdefault(phase.load, []).append(phase)
+    return [
+        replace(
+            same[0],
+            attempts=[attempt for phase in same for attempt in phase.attempts],
+            seconds=sum(phase.seconds for phase in same),
+            rss_mb=(same[0].rss_mb[0], same[-1].rss_mb[1]),
+            client_share=mean(phase.client_share for phase in same),
+        )
+        for same in by_load.values()
+    ]
 
 
 def main() -> None:
@@ -73,8 +98,9 @@ def main() -> None:
     parser.add_argument("config", type=Path, nargs="?", default=ROOT / "serve_config.yaml")
     parser.add_argument("--only", help="run only servers whose name holds this")
     parser.add_argument("--loads", type=float, nargs="+", default=[1, 2, 4, 8], help="multiples of the capacity")
-    parser.add_argument("--seconds", type=float, default=30, help="of each load, that are counted")
-    parser.add_argument("--warm", type=float, default=25, help="seconds before them: more than an answer takes")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each load has its turn")
+    parser.add_argument("--seconds", type=float, default=20, help="of each turn, that are counted")
+    parser.add_argument("--warm", type=float, default=20, help="seconds before them: more than an answer takes")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parse_arguments(parser)
     generator, engine_environment = read_config(arguments.config)
@@ -107,45 +133,44 @@ async def measure(
                 f"{server.name}: capacity {capacity:.2f} answers/s; an answer is good within {yardstick.limit_s:.2f} s"
             )
             found(f"{server.name}: capacity", capacity, "answers/s")
-        phases = []
-        for load in arguments.loads:
-            await asyncio.sleep(BEFORE_NEXT_S)
-            phase = await run_phase(session, server, process, model, yardstick, load, arguments)
-            print(f"{server.name}, {load:g} times: {phase.summary}", file=sys.stderr, flush=True)
-            phases.append(phase)
+        phases: list[Phase] = []
+        seconds = arguments.warm + arguments.seconds
+        for number in range(arguments.rounds):
+            for load in arguments.loads[:: 1 if number % 2 == 0 else -1]:
+                await asyncio.sleep(BEFORE_NEXT_S)
+                chats = Chats(session, server.url, model, f"Round {number}, load {load:g}")
+                times = poisson(load * yardstick.capacity_per_s, seconds, arguments.seed + number)
+                phase = await run_phase(chats, times, load, process, yardstick.limit_s, arguments)
+                print(f"{server.name}, {load:g} times: {phase.summary}", file=sys.stderr, flush=True)
+                phases.append(phase)
     return yardstick, phases
 
 
 async def run_phase(
-    session: aiohttp.ClientSession,
-    server: Server,
-    process: psutil.Process,
-    model: str,
-    yardstick: Yardstick,
+    chats: Chats,
+    times: Sequence[float],
     load: float,
+    process: psutil.Process,
+    limit_s: float,
     arguments: argparse.Namespace,
 ) -> Phase:
-    chats = Chats(session, server.url, model, f"Load {load:g}")
-    seconds = arguments.warm + arguments.seconds
-    times = poisson(load * yardstick.capacity_per_s, seconds, arguments.seed)
     before_mb = rss_mb(process)
     began, began_cpu = time.perf_counter(), time.process_time()
-    attempts = await run_open_loop(
-        [Arrival(at_s, "default", chats.ask) for at_s in times], seconds, limit_s=yardstick.limit_s
-    )
+    arrivals = [Arrival(at_s, "default", chats.ask) for at_s in times]
+    attempts = await run_open_loop(arrivals, arguments.warm + arguments.seconds, limit_s=limit_s)
     client_share = (time.process_time() - began_cpu) / (time.perf_counter() - began)
     if why := reasons(attempts):
-        print(f"{server.name}, {load:g} times, failed: {why}", file=sys.stderr, flush=True)
+        print(f"{chats.salt}, failed: {why}", file=sys.stderr, flush=True)
     counted = [each for each in attempts if each.due_s >= arguments.warm]
-    summary = summarize(counted, arguments.seconds, yardstick.limit_s)
-    return Phase(load, summary, (before_mb, rss_mb(process)), client_share)
+    return Phase(load, counted, arguments.seconds, limit_s, (before_mb, rss_mb(process)), client_share)
 
 
 def show(phases: dict[str, list[Phase]]) -> None:
     print(f"\n{HEADER}")
     for server, measured in phases.items():
-        peak_per_s = max(each.summary.goodput_per_s for each in measured)
-        for phase in measured:
+        by_load = of_all_rounds(measured)
+        peak_per_s = max(each.summary.goodput_per_s for each in by_load)
+        for phase in by_load:
             ratio = phase.summary.goodput_per_s / peak_per_s if peak_per_s else math.nan
             print(row(server, phase, ratio))
             if phase.load >= 4:

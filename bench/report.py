@@ -54,7 +54,7 @@ class Bench:
 
 BENCHES = (
     Bench("overhead", 900, quick=("--only", OURS)),
-    Bench("goodput", 1500, quick=("--loads", "1", "4", "--seconds", "6", "--warm", "4")),
+    Bench("goodput", 1500, quick=("--loads", "1", "4", "--rounds", "1", "--seconds", "6", "--warm", "4")),
     Bench("sampling", 300),
     Bench("priorities", 420, quick=("--seconds", "10", "--warm", "5", "--unloaded", "4")),
     Bench("fairness", 600, quick=("--seconds", "15", "--warm", "5")),

@@ -50,13 +50,13 @@ def invalid_request(errors: Sequence[Mapping[str, Any]], body: object) -> Invali
     return InvalidRequest(f"{subject} {' or '.join(problems)}", param=param)
 
 
-# Starlette types a handler's second argument as Exception.
-def _answer_ours(request: Request, error: Exception) -> Response:
+# Starlette types a handler's second argument as Exception, and sends one that is not a coroutine to a thread.
+async def _answer_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, RayconteurError)
     return to_response(error)
 
 
-def _answer_invalid(request: Request, error: Exception) -> Response:
+async def _answer_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = error.errors()
     if errors[0]["type"] == "json_invalid":
@@ -73,7 +73,7 @@ def _answer_invalid(request: Request, error: Exception) -> Response:
     return to_response(invalid_request([{**each, "loc": each["loc"][1:]} for each in errors], source))
 
 
-def _answer_http(request: Request, error: Exception) -> Response:
+async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message, code = str(error.detail), None
     if error.status_code == 404:
