@@ -219,8 +219,7 @@ def is_accepted(client: Client, answer: httpx.Response) -> bool:
     if answer.status_code == 200:
         return True
     assert answer.status_code in (409, 429) or answer.status_code >= 500, f"{answer.request.url}: {answer}"
-    why = f" {answer.text[:100]}" if answer.status_code == 500 else ""
-    client.refused[f"{answer.status_code}{why}"] += 1
+    client.refused[str(answer.status_code)] += 1
     return False
 
 
