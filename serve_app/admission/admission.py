@@ -73,6 +73,11 @@ class Admission:
         """Of all that is inside."""
         return self.inside.load
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether its engine has said how much it holds. Until then all are let in."""
+        return self._capacity is not None
+
     def waiting(self, tier: Tier) -> int:
         return len(self._queues[tier])
 

@@ -31,6 +31,10 @@ class Admissions:
         for model_id, capacity in capacities.items():
             self.of(model_id).set_capacity(capacity, gateways)
 
+    def are_measured(self) -> bool:
+        """Whether all engines have said how much they hold."""
+        return all(each.is_measured for each in self._by_model.values())
+
     def has_room(self, tier: Tier) -> bool:
         """Whether one of the models would begin with a request of this tier at once."""
         return not self._by_model or any(each.has_room(tier) for each in self._by_model.values())

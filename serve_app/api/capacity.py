@@ -12,6 +12,8 @@ from serve_app.conversation.runners import count_living
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 5.0
+_LOOK_AGAIN_S = 0.5
+"""While an engine is not there: once it is, all are let in until it is known how many it can take."""
 
 
 async def keep_capacities(context: Context) -> NoReturn:
@@ -23,7 +25,7 @@ async def keep_capacities(context: Context) -> NoReturn:
             # What was known holds on, and somebody has to look again.
             log.exception("what the models can take may be out of date")
         context.parts.admissions.show()
-        await asyncio.sleep(_LOOK_EVERY_S)
+        await asyncio.sleep(_LOOK_EVERY_S if context.parts.admissions.are_measured() else _LOOK_AGAIN_S)
 
 
 async def refresh_capacities(context: Context) -> None:

@@ -11,6 +11,7 @@ from serve_app.admission.admission import Admission
 from serve_app.admission.settings import AdmissionSettings, Limits
 from serve_app.generation.admitted import AdmittedGenerator
 from serve_app.types import Json
+from serve_app.types.generation import Capacity
 from tests.api.chat_app import MODEL, ChatApp, running_chat
 from tests.fakes import count_words
 
@@ -135,6 +136,24 @@ def test_a_service_tier_becomes_vllms_priority(app: ChatApp, service_tier: str |
 
     assert [request.priority for request in app.fakes.generator.requests] == [priority, priority]
     assert {request.caller for request in app.fakes.generator.requests} == {"anonymous"}
+
+
+def test_who_is_ready_knows_how_much_its_engines_hold(running_app: ChatApp) -> None:
+    app = running_app.with_fresh_fakes()
+    admission, looks = admission_of(app), []
+
+    async def read_capacities() -> dict[str, Capacity]:
+        looks.append(MODEL)
+        return {MODEL: Capacity(sequences=4, tokens=4096, step_tokens=256)}
+
+    parts = replace(app.fakes.parts, read_capacities=read_capacities)
+    app.app.state.context = replace(app.app.state.context, parts=parts)
+
+    for _ in range(2):
+        assert app.http.get("/readyz").status_code == 200
+
+    assert admission.is_measured
+    assert looks == [MODEL]
 
 
 ROUTES = [("/v1/chat/completions", CHAT), ("/v1/responses", ASK)]
