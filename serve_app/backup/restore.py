@@ -26,7 +26,7 @@ from serve_app.knowledge.table import parts_of
 from serve_app.knowledge.table_files import prepare_restored
 from serve_app.storage import migrations
 from serve_app.storage.database import Database, open_database
-from serve_app.storage.files import sync_folder
+from serve_app.storage.files import sync_path
 from serve_app.storage.schema import file_batches, files, logs, metadata, responses, vector_stores
 from serve_app.types import Json, new_id, now_s
 
@@ -229,7 +229,7 @@ def _in_place(system: System, plan: _Plan, work: Path) -> Iterator[None]:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(source, target)
         for folder in {target.parent for _, target in moves}:
-            sync_folder(folder)
+            sync_path(folder)
         yield
     except BaseException:
         for _, target in moves:

@@ -27,6 +27,7 @@ from serve_app.errors import InternalError
 from serve_app.knowledge import maintenance
 from serve_app.knowledge.commit import swap
 from serve_app.knowledge.documents import NewFile, key_of
+from serve_app.knowledge.durable import drop_torn, sync
 from serve_app.knowledge.split import Piece
 from serve_app.knowledge.table import (
     ARROW_TYPES,
@@ -53,6 +54,8 @@ _MIN_INDEXED_ROWS = 5_000
 _MAX_INDEXED_ATTRIBUTES = 32
 """Of a store: each index takes maintenance some 20 ms. A filter on another attribute reads its whole column."""
 _CHANGES = {"Append", "Delete", "Overwrite", "Restore", "Update"}
+_CLOCK_NS = 10**9
+"""More than the file system's clock may be behind."""
 _TAG = re.compile(r"v([0-9]+)")
 
 
@@ -114,6 +117,8 @@ class IndexWriter:
         self._metrics = metrics
         self._merging = Lock()  # and so would two that compact it
         self._rota = maintenance.Rota()
+        self._synced_ns: dict[str, int] = {}
+        """By table, when the disk had all that there was of it."""
         for path in folder.glob("vs_*.lance"):
             self._rota.changed(path.stem, 0)
 
@@ -224,6 +229,7 @@ class IndexWriter:
             if table is not None:
                 with timed(self._metrics, MAINTENANCE_SECONDS, trigger="automatic"):
                     maintenance.maintain(table, _indices(table))
+                self._sync(name)
 
     def clean_up(self, name: str) -> None:
         """Remove from the disk what no search can need any more."""
@@ -236,12 +242,14 @@ class IndexWriter:
         with self._merging, self._unless_dropped(name) as table:
             if table is not None:
                 with timed(self._metrics, MAINTENANCE_SECONDS, trigger="requested"):
-                    return maintenance.optimize(
+                    done = maintenance.optimize(
                         table,
                         self._table_folder(name),
                         _indices(table),
                         lambda: self._remove_superseded(name, table),
                     )
+                self._sync(name)
+                return done
         return Optimization()
 
     def describe(self, name: str) -> TableState:
@@ -274,6 +282,11 @@ class IndexWriter:
             if self._open(name) is not None:
                 raise
 
+    def _sync(self, name: str) -> None:
+        began_ns = time.time_ns() - _CLOCK_NS
+        sync(self._table_folder(name), self._synced_ns.get(name, 0))
+        self._synced_ns[name] = began_ns
+
     def _table_folder(self, name: str) -> Path:
         return self._folder / f"{checked(name)}.lance"
 
@@ -299,13 +312,17 @@ class IndexWriter:
         return False
 
     def tag(self, name: str, version: int) -> tuple[int, int]:
-        """Keep the table as it is now for `version` of the store. Returns the table's own version, and its rows."""
+        """Keep the table as it is now for `version` of the store, through a loss of power as well.
+
+        Returns the table's own version, and its rows.
+        """
         table = self._open(name)
         if table is None:
             return 0, 0
         tag, table_version = f"v{version}", int(table.version)
         # A crash may have left the tag behind, before the version was recorded.
         (table.tags.update if tag in table.tags.list() else table.tags.create)(tag, table_version)
+        self._sync(name)
         return table_version, int(table.count_rows())
 
     def let_go(self, name: str, versions: Collection[int]) -> None:
@@ -322,6 +339,11 @@ class IndexWriter:
         tags = {} if table is None else table.tags.list()
         numbers = filter(None, map(_TAG.fullmatch, tags))
         self.let_go(name, {int(number[1]) for number in numbers} - set(versions))
+
+    def drop_torn(self, name: str, recorded: int) -> None:
+        """If a loss of power has torn a version of the table after the `recorded` one, drop it and those after it."""
+        with self.lock:
+            drop_torn(self._table_folder(name), recorded)
 
     def restore(self, name: str, table_version: int) -> None:
         """Make the table's newest state what it was at `table_version`; 0 is before its first passage."""

@@ -116,13 +116,16 @@ class Versions:
         return version
 
     def undo_unrecorded(self) -> None:
-        """Take back what a process that was killed has committed and not recorded: nobody was told of it.
+        """Take back what was committed and not recorded by a process that was killed, or by a machine without power:
+        nobody was told of it.
 
         It is done again, unless it was cancelled meanwhile. To be called before anything else is changed. A store whose
         table cannot be read is left as it is.
         """
         for store_id in self.store_ids():
             with left_alone_if_damaged(store_id), self.changing(store_id) as connection:
+                for name in self._index.tables_of(store_id):
+                    self._index.drop_torn(name, _last_recorded(connection, name))
                 self._undo_unrecorded(connection, store_id)
 
     def _undo_unrecorded(self, connection: Connection, store_id: str) -> None:
@@ -252,6 +255,13 @@ def set_table(connection: Connection, store_id: str, encoder: str, suffix: str) 
         update(vector_stores).where(vector_stores.c.id == store_id).values(encoder=encoder, table_suffix=suffix)
     )
     connection.execute(delete(reembeddings).where(reembeddings.c.store_id == store_id))
+
+
+def _last_recorded(connection: Connection, name: str) -> int:
+    """The newest of the table's own versions that a version of its store is; 0 if none is."""
+    store_id, suffix = parts_of(name)
+    of_table = (store_versions.c.store_id == store_id, store_versions.c.table_suffix == suffix)
+    return connection.execute(select(func.max(store_versions.c.table_version)).where(*of_table)).scalar() or 0
 
 
 def _needed_tables(connection: Connection, store_id: str) -> set[str]:

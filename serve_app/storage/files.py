@@ -60,7 +60,7 @@ class FileStore:
             size_bytes, sha256 = _copy(upload, temporary, max_bytes)
             media_type = detect_media_type(temporary, filename)
             temporary.rename(kept)
-            sync_folder(self._folder)
+            sync_path(self._folder)
             created_at = now_s()
             row = {
                 "id": file_id,
@@ -186,9 +186,9 @@ def _is_alive() -> ColumnElement[bool]:
     return or_(files.c.expires_at.is_(None), files.c.expires_at > now_s())
 
 
-def sync_folder(folder: Path) -> None:
-    # The rename itself is durable only when the folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path | str) -> None:
+    """A file's content, or the names in a folder: a new file, or a rename, is durable only when its folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
