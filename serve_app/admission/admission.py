@@ -75,7 +75,7 @@ class Admission:
 
     @property
     def is_measured(self) -> bool:
-        """Whether its engine has said how much it holds. Until then all are let in."""
+        """Whether its engine has said how much it holds. Until then only the settings bound what is let in."""
         return self._capacity is not None
 
     def waiting(self, tier: Tier) -> int:

@@ -19,15 +19,15 @@ _LOOK_AGAIN_S = 0.5
 async def keep_capacities(context: Context) -> NoReturn:
     """See how many replicas and gateways there are, for as long as this one lives."""
     while True:
-        try:
-            await refresh_capacities(context)
-        except Exception:
-            # What was known holds on, and somebody has to look again.
-            log.exception("what the models can take may be out of date")
+        await refresh_capacities(context)
         context.parts.admissions.show()
         await asyncio.sleep(_LOOK_EVERY_S if context.parts.admissions.are_measured() else _LOOK_AGAIN_S)
 
 
 async def refresh_capacities(context: Context) -> None:
-    gateways = await run_in_threadpool(count_living, context.database)
-    context.parts.admissions.set_capacities(await context.parts.read_capacities(), max(gateways, 1))
+    try:
+        gateways = await run_in_threadpool(count_living, context.database)
+        context.parts.admissions.set_capacities(await context.parts.read_capacities(), max(gateways, 1))
+    except Exception:
+        # What was known holds on, and somebody has to look again.
+        log.exception("what the models can take may be out of date")

@@ -6,9 +6,7 @@ came later can be taken back (`drop_torn`).
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection
 from pathlib import Path
 
 from serve_app.knowledge.table_files import list_files
@@ -16,62 +14,67 @@ from serve_app.storage.files import sync_path
 
 logger = logging.getLogger(__name__)
 
-_NEWEST = 2**64 - 1
+_LAST = 2**64 - 1
 """The name of a manifest is this number less its version."""
-_MAGIC = b"LANC"
-"""With it ends what is in Lance's own format: https://lance.org/format/file/."""
-_WITH_MAGIC = {".manifest", ".lance", ".idx"}
+_ENDS = {".manifest": b"LANC", ".lance": b"LANC", ".idx": b"LANC", ".arrow": b"ARROW1"}
+"""Of files in Lance's own format (https://lance.org/format/file/) and in Arrow's."""
 
 
-def sync(table: Path, since_ns: int) -> None:
-    """Wait until the disk has everything in the table's folder that has changed since that time of the clock."""
-    for folder, _, names in os.walk(table):
-        for path in (*(os.path.join(folder, name) for name in names), folder):
-            # Temporary files come and go.
-            with suppress(FileNotFoundError):
-                if os.stat(path).st_ctime_ns >= since_ns:
-                    sync_path(path)
+def sync(table: Path, files: Collection[Path]) -> None:
+    """Wait until the disk has these files, whose paths are relative to the table's folder, and its tags."""
+    paths = {table / file for file in files} | set(table.glob("_refs/tags/*.json"))
+    folders = {folder for path in paths for folder in path.parents if folder.is_relative_to(table)}
+    # Each name is durable only when the folder that holds it is.
+    for path in (*paths, *folders, table.parent):
+        sync_path(path)
 
 
-def drop_torn(table: Path, recorded: int) -> None:
-    """If a version of the table after the `recorded` one has a torn file, drop that version and all that came after it.
+def drop_torn(table: Path, recorded: int) -> bool:
+    """Make the newest whole version of a table its newest, if that comes after the `recorded` one or is it.
 
-    They are of maintenance, which does them again, or nobody was told of them.
+    Those after it are of maintenance, which does them again, or were never recorded. False if there is no whole one:
+    then the table is left as it is.
     """
-    manifests = {_NEWEST - int(path.stem): path for path in table.glob("_versions/*.manifest")}
-    later = sorted(version for version in manifests if version > recorded)
-    # First the manifests themselves: the other files can be asked for once the newest one is whole.
-    readable = _keep_whole(table, later, manifests, lambda version: [manifests[version]])
-    _keep_whole(table, readable, manifests, lambda version: [table / path for path in list_files(table, [version])])
-    if not any(path.exists() for path in manifests.values()):
-        shutil.rmtree(table)
+    manifests = {_LAST - int(name.removesuffix(".manifest")): table / "_versions" / name for name in _manifests(table)}
+    later = sorted((version for version in manifests if version > recorded), reverse=True)
+    torn = [version for version in later if not _is_whole(manifests[version])]
+    # Nothing can be read from these; without them the files of the others can be asked for.
+    _drop(table, torn, manifests)
+    torn = []
+    for version in (version for version in later if manifests[version].exists()):
+        if all(_is_whole(table / path) for path in list_files(table, [version])):
+            break
+        torn.append(version)
+    else:
+        if recorded not in manifests:
+            return False
+    _drop(table, torn, manifests)
     for tag in table.glob("_refs/tags/*.json"):
         if not _is_json(tag):
-            logger.warning("table %s: its tag %s is torn, and was recorded nowhere", table.stem, tag.stem)
+            logger.warning("table %s: its tag %s is torn, and was not recorded", table.stem, tag.stem)
             tag.unlink()
+    return True
 
 
-def _keep_whole(
-    table: Path, versions: Sequence[int], manifests: dict[int, Path], files_of: Callable[[int], Collection[Path]]
-) -> Sequence[int]:
-    for place, version in enumerate(versions):
-        if not all(map(_is_whole, files_of(version))):
-            logger.warning("table %s: version %d is torn, and dropped with what came after it", table.stem, version)
-            for each in reversed(versions[place:]):
-                manifests[each].unlink()
-            return versions[:place]
-    return versions
+def _manifests(table: Path) -> list[str]:
+    return [name for name in os.listdir(table / "_versions") if name.endswith(".manifest")]
+
+
+def _drop(table: Path, versions: Collection[int], manifests: dict[int, Path]) -> None:
+    """The newest first: if this is killed, what is left is as it was."""
+    for version in versions:
+        logger.warning("table %s: its version %d is torn, and dropped", table.stem, version)
+        manifests[version].unlink()
 
 
 def _is_whole(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - len(_MAGIC), 0))
-            end = file.read()
+            size, end = file.seek(0, os.SEEK_END), _ENDS.get(path.suffix, b"")
+            file.seek(max(size - len(end), 0))
+            return size > 0 and file.read() == end
     except FileNotFoundError:
         return False
-    return size > 0 and (path.suffix not in _WITH_MAGIC or end == _MAGIC)
 
 
 def _is_json(path: Path) -> bool:

@@ -42,6 +42,7 @@ from serve_app.knowledge.table import (
     present,
     session_size,
 )
+from serve_app.knowledge.table_files import VersionGone, list_files
 from serve_app.metrics import MAINTENANCE_SECONDS, NO_METRICS, Metrics, timed
 from serve_app.types import AttributeValue, FloatMatrix, Json
 from serve_app.types.knowledge import AttributeChange, Optimization, TableState
@@ -54,8 +55,6 @@ _MIN_INDEXED_ROWS = 5_000
 _MAX_INDEXED_ATTRIBUTES = 32
 """Of a store: each index takes maintenance some 20 ms. A filter on another attribute reads its whole column."""
 _CHANGES = {"Append", "Delete", "Overwrite", "Restore", "Update"}
-_CLOCK_NS = 10**9
-"""More than the file system's clock may be behind."""
 _TAG = re.compile(r"v([0-9]+)")
 
 
@@ -117,8 +116,8 @@ class IndexWriter:
         self._metrics = metrics
         self._merging = Lock()  # and so would two that compact it
         self._rota = maintenance.Rota()
-        self._synced_ns: dict[str, int] = {}
-        """By table, when the disk had all that there was of it."""
+        self._synced: dict[str, set[Path]] = {}
+        """By table, files that are on the disk: LanceDB writes each once."""
         for path in folder.glob("vs_*.lance"):
             self._rota.changed(path.stem, 0)
 
@@ -202,6 +201,7 @@ class IndexWriter:
         """Also one that is damaged: it is not opened first."""
         with self.lock:
             self._database.drop_table(checked(name), ignore_missing=True)
+            self._synced.pop(name, None)
 
     def maintain_next(self) -> bool:
         """Do for some store what can wait least, and return whether there was anything.
@@ -229,7 +229,7 @@ class IndexWriter:
             if table is not None:
                 with timed(self._metrics, MAINTENANCE_SECONDS, trigger="automatic"):
                     maintenance.maintain(table, _indices(table))
-                self._sync(name)
+                self._sync(name, int(table.version))
 
     def clean_up(self, name: str) -> None:
         """Remove from the disk what no search can need any more."""
@@ -248,7 +248,7 @@ class IndexWriter:
                         _indices(table),
                         lambda: self._remove_superseded(name, table),
                     )
-                self._sync(name)
+                self._sync(name, int(table.version))
                 return done
         return Optimization()
 
@@ -277,15 +277,17 @@ class IndexWriter:
         """The store's table, for work that takes seconds and is not done under the lock."""
         try:
             yield self._open(name)
-        except RuntimeError:
+        except (RuntimeError, VersionGone):
             # Of a store that is dropped meanwhile there is nothing left to do.
             if self._open(name) is not None:
                 raise
 
-    def _sync(self, name: str) -> None:
-        began_ns = time.time_ns() - _CLOCK_NS
-        sync(self._table_folder(name), self._synced_ns.get(name, 0))
-        self._synced_ns[name] = began_ns
+    def _sync(self, name: str, table_version: int) -> None:
+        """Wait until the disk has all of which this version of the table consists."""
+        folder = self._table_folder(name)
+        files = set(list_files(folder, [table_version]))
+        sync(folder, files - self._synced.get(name, set()))
+        self._synced[name] = files
 
     def _table_folder(self, name: str) -> Path:
         return self._folder / f"{checked(name)}.lance"
@@ -312,7 +314,7 @@ class IndexWriter:
         return False
 
     def tag(self, name: str, version: int) -> tuple[int, int]:
-        """Keep the table as it is now for `version` of the store, through a loss of power as well.
+        """Keep the table as it is now for `version` of the store. When it returns the disk has it.
 
         Returns the table's own version, and its rows.
         """
@@ -322,7 +324,7 @@ class IndexWriter:
         tag, table_version = f"v{version}", int(table.version)
         # A crash may have left the tag behind, before the version was recorded.
         (table.tags.update if tag in table.tags.list() else table.tags.create)(tag, table_version)
-        self._sync(name)
+        self._sync(name, table_version)
         return table_version, int(table.count_rows())
 
     def let_go(self, name: str, versions: Collection[int]) -> None:
@@ -340,10 +342,10 @@ class IndexWriter:
         numbers = filter(None, map(_TAG.fullmatch, tags))
         self.let_go(name, {int(number[1]) for number in numbers} - set(versions))
 
-    def drop_torn(self, name: str, recorded: int) -> None:
-        """If a loss of power has torn a version of the table after the `recorded` one, drop it and those after it."""
+    def drop_torn(self, name: str, recorded: int) -> bool:
+        """Drop what a loss of power has torn of the table after its version `recorded`. False if nothing is whole."""
         with self.lock:
-            drop_torn(self._table_folder(name), recorded)
+            return drop_torn(self._table_folder(name), recorded)
 
     def restore(self, name: str, table_version: int) -> None:
         """Make the table's newest state what it was at `table_version`; 0 is before its first passage."""

@@ -16,6 +16,7 @@ from serve_app.config import RetentionConfig
 from serve_app.knowledge.history import current_table, expired, is_found, newest_version, next_version, version_row
 from serve_app.knowledge.index import IndexedFile, IndexWriter
 from serve_app.knowledge.table import parts_of
+from serve_app.knowledge.table_files import VersionGone
 from serve_app.storage.database import Database
 from serve_app.storage.schema import files, reembeddings, store_versions, vector_store_files, vector_stores
 from serve_app.types import Json, now_s
@@ -122,11 +123,25 @@ class Versions:
         It is done again, unless it was cancelled meanwhile. To be called before anything else is changed. A store whose
         table cannot be read is left as it is.
         """
+        tables = self._index.tables()
         for store_id in self.store_ids():
             with left_alone_if_damaged(store_id), self.changing(store_id) as connection:
-                for name in self._index.tables_of(store_id):
-                    self._index.drop_torn(name, _last_recorded(connection, name))
+                for name in tables.get(store_id, ()):
+                    self._drop_torn(connection, name)
                 self._undo_unrecorded(connection, store_id)
+
+    def _drop_torn(self, connection: Connection, name: str) -> None:
+        store_id, suffix = parts_of(name)
+        of_table = (store_versions.c.store_id == store_id, store_versions.c.table_suffix == suffix)
+        recorded = connection.execute(select(func.max(store_versions.c.table_version)).where(*of_table)).scalar() or 0
+        if not recorded and name == _table_name(connection, store_id):
+            found = select(_file.file_id).where(_file.store_id == store_id, is_found(), _file.passages > 0).limit(1)
+            if connection.execute(found).first() is not None:
+                # From before there were versions: what was told of it is not known.
+                return
+        if not self._index.drop_torn(name, recorded) and not recorded:
+            logger.warning("table %s: nothing of it is whole, and nothing was recorded: it is made anew", name)
+            self._index.drop_table(name)
 
     def _undo_unrecorded(self, connection: Connection, store_id: str) -> None:
         newest = newest_version(connection, store_id)
@@ -245,7 +260,7 @@ def left_alone_if_damaged(store_id: str) -> Iterator[None]:
     try:
         yield
     # What LanceDB raises; of the database's errors none is one of these.
-    except (ValueError, OSError, RuntimeError):
+    except (ValueError, OSError, RuntimeError, VersionGone):
         logger.exception("store %s: its table cannot be read or written", store_id)
 
 
@@ -255,13 +270,6 @@ def set_table(connection: Connection, store_id: str, encoder: str, suffix: str) 
         update(vector_stores).where(vector_stores.c.id == store_id).values(encoder=encoder, table_suffix=suffix)
     )
     connection.execute(delete(reembeddings).where(reembeddings.c.store_id == store_id))
-
-
-def _last_recorded(connection: Connection, name: str) -> int:
-    """The newest of the table's own versions that a version of its store is; 0 if none is."""
-    store_id, suffix = parts_of(name)
-    of_table = (store_versions.c.store_id == store_id, store_versions.c.table_suffix == suffix)
-    return connection.execute(select(func.max(store_versions.c.table_version)).where(*of_table)).scalar() or 0
 
 
 def _needed_tables(connection: Connection, store_id: str) -> set[str]:
