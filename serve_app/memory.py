@@ -24,7 +24,9 @@ from serve_app.types.generation import GenerationRequest
 logger = logging.getLogger(__name__)
 
 FOLD_TO = 0.6
-"""Share of the budget that a fold leaves: less would fold more at a time, and forget more words."""
+"""Share of the budget that a fold leaves. Less would fold more at a time, and forget more words. With 0.8 the window of
+long turns with searches (`bench.memory`) outgrew `MAX_BEHIND` before a fold on two cores was done: then all is read anew.
+"""
 
 MAX_BEHIND = 2
 """So many budgets of tokens a window may hold while its summary is behind."""
