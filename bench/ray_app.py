@@ -18,7 +18,8 @@ def main() -> None:
     from ray.serve.llm import LLMConfig, build_openai_app
 
     from bench.servers import read_config
-    from deployments.generator import fastest_dtype, openmp_threads
+    from deployments.generator import fastest_dtype
+    from deployments.threads import openmp_threads
     from serve_app.models import resolve_model
 
     generator, engine_environment = read_config(Path(sys.argv[1]))

@@ -154,20 +154,20 @@ def through_handle(storage: StorageConfig) -> Iterator[Measure]:
             return await compare(self._retriever, storage.vectors_folder, rows, truths)
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
-    try:
-        searching = serve.deployment(Retriever, max_ongoing_requests=64).bind(AppConfig(storage=storage))
-        clients = serve.run(serve.deployment(Clients).bind(searching), route_prefix=None)
+    # With Serve's settings for throughput a handle belongs to one event loop, and ends with it.
+    with asyncio.Runner() as runner:
+        try:
+            searching = serve.deployment(Retriever, max_ongoing_requests=64).bind(AppConfig(storage=storage))
+            clients = serve.run(serve.deployment(Clients).bind(searching), route_prefix=None)
 
-        async def ask(rows: int, truths: tuple[Truth, Truth]) -> Row:
-            row: Row = await clients.compare.remote(rows, truths)
-            return row
+            async def ask(rows: int, truths: tuple[Truth, Truth]) -> Row:
+                row: Row = await clients.compare.remote(rows, truths)
+                return row
 
-        # With Serve's settings for throughput a handle belongs to one event loop.
-        with asyncio.Runner() as runner:
             yield lambda rows, truths: runner.run(ask(rows, truths))
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 async def compare(retriever: parts.Retriever, folder: Path, rows: int, truths: tuple[Truth, Truth]) -> Row:

@@ -9,17 +9,16 @@ takes about nine seconds and 0.8 GB.
 import json
 import logging
 import math
-import os
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import ray
 
 from deployments.engine_memory import EngineMemory
 from deployments.replica import Replica
+from deployments.threads import use_all_cores
 from deployments.worker_extension import WORKER_EXTENSION
 from serve_app.config import AppConfig, GeneratorConfig
 from serve_app.counts import Counted, Counts
@@ -152,9 +151,8 @@ async def start_engine(config: GeneratorConfig, counts: Counts) -> "tuple[AsyncL
 
     from deployments.engine_record import EngineRecord
 
-    if current_platform.is_cpu() and "OMP_NUM_THREADS" not in ray.get_runtime_context().runtime_env.get("env_vars", {}):
-        # Ray has set it to the replica's `num_cpus`, which are a share for placement here, and no limit.
-        os.environ["OMP_NUM_THREADS"] = str(openmp_threads())
+    if current_platform.is_cpu():
+        use_all_cores()
     arguments = parse_engine_arguments(config)
     engine_args = AsyncEngineArgs.from_cli_args(arguments)
     record = EngineRecord(config.model_id, counts)
@@ -168,11 +166,6 @@ async def start_engine(config: GeneratorConfig, counts: Counts) -> "tuple[AsyncL
     state = State()
     await init_app_state(engine, state, arguments, await engine.get_supported_tasks())
     return engine, state.openai_serving_chat, record
-
-
-def openmp_threads() -> int:
-    """One for each core, of those that this process may use."""
-    return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
 
 
 def parse_engine_arguments(config: GeneratorConfig) -> Namespace:

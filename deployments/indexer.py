@@ -14,6 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from deployments.replica import Replica
+from deployments.threads import use_all_cores
 from serve_app.backup.worker import BackupWorker
 from serve_app.config import AppConfig
 from serve_app.knowledge.encode import load_encoders
@@ -43,6 +44,7 @@ class Indexer(Replica):
     def __init__(self, config: AppConfig) -> None:
         # A chat that is being answered on the same cores goes first.
         os.nice(_NICENESS)
+        use_all_cores()
         super().__init__()
         self._database = open_database(config.storage.resolved_database_url)
         encoders = load_encoders(config.encoders)

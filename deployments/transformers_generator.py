@@ -4,14 +4,12 @@ What it does is in `serve_app/generation/transformers_engine/`, which is importe
 library it takes seconds and hundreds of megabytes.
 """
 
-import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import ray
-
-from deployments.generator import fastest_dtype, openmp_threads
+from deployments.generator import fastest_dtype
 from deployments.replica import Replica
+from deployments.threads import use_all_cores
 from serve_app.config import AppConfig
 from serve_app.types import Json
 from serve_app.types.generation import Capacity, GenerationRequest
@@ -20,9 +18,7 @@ from serve_app.types.generation import Capacity, GenerationRequest
 class TransformersGenerator(Replica):
     def __init__(self, config: AppConfig) -> None:
         super().__init__()
-        if "OMP_NUM_THREADS" not in ray.get_runtime_context().runtime_env.get("env_vars", {}):
-            # Ray has set it to the replica's `num_cpus`, which are a share for placement here, and no limit.
-            os.environ["OMP_NUM_THREADS"] = str(openmp_threads())
+        use_all_cores()
         from serve_app.generation.transformers_engine.engine import TransformersEngine
 
         self._engine = TransformersEngine(config.generator, fastest_dtype())
