@@ -21,8 +21,8 @@ _ENDS = {".manifest": b"LANC", ".lance": b"LANC", ".idx": b"LANC", ".arrow": b"A
 
 
 def sync(table: Path, files: Collection[Path]) -> None:
-    """Wait until the disk has these files, whose paths are relative to the table's folder, and its tags."""
-    paths = {table / file for file in files} | set(table.glob("_refs/tags/*.json"))
+    """Wait until the disk has these files, whose paths are relative to the table's folder."""
+    paths = {table / file for file in files}
     folders = {folder for path in paths for folder in path.parents if folder.is_relative_to(table)}
     # Each name is durable only when the folder that holds it is.
     for path in (*paths, *folders, table.parent):

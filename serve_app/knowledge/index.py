@@ -282,11 +282,12 @@ class IndexWriter:
             if self._open(name) is not None:
                 raise
 
-    def _sync(self, name: str, table_version: int) -> None:
-        """Wait until the disk has all of which this version of the table consists."""
+    def _sync(self, name: str, table_version: int, *tags: str) -> None:
+        """Wait until the disk has all of which this version of the table consists, and these tags."""
         folder = self._table_folder(name)
         files = set(list_files(folder, [table_version]))
-        sync(folder, files - self._synced.get(name, set()))
+        new = files - self._synced.get(name, set())
+        sync(folder, new.union(Path("_refs", "tags", f"{tag}.json") for tag in tags))
         self._synced[name] = files
 
     def _table_folder(self, name: str) -> Path:
@@ -324,7 +325,7 @@ class IndexWriter:
         tag, table_version = f"v{version}", int(table.version)
         # A crash may have left the tag behind, before the version was recorded.
         (table.tags.update if tag in table.tags.list() else table.tags.create)(tag, table_version)
-        self._sync(name, table_version)
+        self._sync(name, table_version, tag)
         return table_version, int(table.count_rows())
 
     def let_go(self, name: str, versions: Collection[int]) -> None:
