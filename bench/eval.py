@@ -29,7 +29,7 @@ from bench.figures import parse_arguments
 from bench.servers import ROOT, served
 
 CONCURRENCY = 8
-FILES_PER_BATCH = 500
+FILES_PER_BATCH = 50
 
 # `ranking_options` as they are sent.
 MODES: dict[str, dict[str, Any]] = {
@@ -112,12 +112,14 @@ async def upload(client: openai.AsyncOpenAI, name: str, documents: Sequence[Docu
             file = await client.files.create(file=(f"{document.id}.txt", content), purpose="assistants")
             return file.id
 
-    file_ids = await asyncio.gather(*map(upload_one, documents))
-    for start in range(0, len(file_ids), FILES_PER_BATCH):
-        batch = await client.vector_stores.file_batches.create_and_poll(
-            store.id, file_ids=file_ids[start : start + FILES_PER_BATCH], poll_interval_ms=500
-        )
-        assert batch.file_counts.failed == 0, batch
+    # Attached as they come, so that the first are ingested while the last are uploaded.
+    batches = []
+    for start in range(0, len(documents), FILES_PER_BATCH):
+        file_ids = await asyncio.gather(*map(upload_one, documents[start : start + FILES_PER_BATCH]))
+        batches.append(await client.vector_stores.file_batches.create(store.id, file_ids=file_ids))
+    for batch in batches:
+        done = await client.vector_stores.file_batches.poll(batch.id, vector_store_id=store.id, poll_interval_ms=500)
+        assert done.file_counts.failed == 0, done
     elapsed_s = time.monotonic() - began
     print(f"{name}: {len(documents)} files searchable after {elapsed_s:.0f} s", file=sys.stderr, flush=True)
     return store.id

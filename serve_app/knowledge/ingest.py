@@ -7,6 +7,7 @@ indexer's files are taken over when their lease has run out, and what it had wri
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, RowMapping, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, select, update
 
 from serve_app.config import IngestionConfig
 from serve_app.errors import InternalError, InvalidRequest, UnsupportedFile
@@ -91,6 +92,8 @@ class Ingestor:
         self._versions = versions
         self._config = config
         self._metrics = metrics
+        # Threads, as the splitter, which takes longest, lets go of the interpreter's lock.
+        self._readers = ThreadPoolExecutor(thread_name_prefix="read")
 
     def take_over(self) -> None:
         """Wait for no lease of the process before this one. If that is still alive, the fence stops it."""
@@ -115,8 +118,7 @@ class Ingestor:
         started = time.monotonic()
         done: list[tuple[_Job, FilePassages]] = []
         with self._held(jobs):
-            parts = [part for job in jobs if (part := self._split(job)) is not None]
-            for store_id, rows in _by_store(self._encode(parts)):
+            for store_id, rows in _by_store(self._encode(self._split(jobs))):
                 with left_alone_if_damaged(store_id):
                     self._commit(store_id, rows)
                     done += rows
@@ -133,41 +135,25 @@ class Ingestor:
         """Take the oldest files that nobody holds, as many as make a batch."""
         now = time.time()
         with self._database.write() as connection:
-            rows = connection.execute(_waiting(now)).mappings().all()
-            return [self._take(connection, row, now) for row in _batch(rows)]
+            jobs = [_take(row) for row in _batch(connection.execute(_waiting(now)).mappings().all())]
+            if jobs:
+                until = now + self._config.lease_s
+                connection.execute(_TAKE, [_keys(job) | {"tried": job.attempts, "until": until} for job in jobs])
+            return jobs
 
-    def _take(self, connection: Connection, row: RowMapping, now: float) -> _Job:
-        job = _Job(
-            store_id=row["store_id"],
-            file_id=row["file_id"],
-            filename=row["filename"],
-            key=row["key"],
-            version=row["version"],
-            media_type=row["media_type"],
-            attributes=row["attributes"],
-            chunking_strategy=row["chunking_strategy"],
-            encoder=row["encoder"],
-            fence=row["fence"] + 1,
-            attempts=row["attempts"] + 1,
-        )
-        connection.execute(
-            update(vector_store_files)
-            .where(_is_file(job))
-            .values(fence=job.fence, attempts=job.attempts, lease_until=now + self._config.lease_s)
-        )
-        return job
-
-    def _split(self, job: _Job) -> _Split | None:
-        """The passages of a file; None, and the file failed, if it cannot be used."""
-        try:
-            return self._read(job)
-        except UnsupportedFile as error:
-            self._fail(job, "unsupported_file", error.message)
-        except InvalidRequest as error:
-            self._fail(job, "invalid_file", error.message)
-        except InternalError as error:
-            self._fail(job, "server_error", error.message)
-        return None
+    def _split(self, jobs: Sequence[_Job]) -> list[_Split]:
+        """The passages of the files, of several at once. A file that cannot be used is left out, and failed."""
+        parts = []
+        for job, reading in [(job, self._readers.submit(self._read, job)) for job in jobs]:
+            try:
+                parts.append(reading.result())
+            except UnsupportedFile as error:
+                self._fail(job, "unsupported_file", error.message)
+            except InvalidRequest as error:
+                self._fail(job, "invalid_file", error.message)
+            except InternalError as error:
+                self._fail(job, "server_error", error.message)
+        return parts
 
     def _read(self, job: _Job) -> _Split:
         if job.attempts > self._config.max_attempts:
@@ -195,18 +181,15 @@ class Ingestor:
             held = self._renew(connection, [job for job, _ in rows])
             found = _found(connection, store_id, {job.key for job in held})
             wanted = _newest(held, found)
+            overtaken = {job.file_id for job in held} - wanted.keys()
             version = next_version(connection, store_id)
-            replaced = _replace(connection, wanted, found, version)
-            attributes = _attributes(connection, wanted)
-            added = [replace(each, attributes=attributes[job.file_id]) for job, each in rows if job in wanted]
+            replaced = _replace(connection, store_id, wanted.values(), found, version)
+            attributes = _attributes(connection, store_id, wanted)
+            added = [replace(each, attributes=attributes[job.file_id]) for job, each in rows if job.file_id in wanted]
             table = current_table(connection, store_id)
             self._index.add(store_id + (table.suffix if table else ""), added, replacing=replaced)
-            for job, each in rows:
-                if job in wanted:
-                    _finish(connection, job, since_version=version, until_version=None, **_size(each))
-                elif job in held:
-                    # A later version of the document has come first: this one was never found.
-                    _finish(connection, job, until_version=version)
+            _finish(connection, store_id, added, version)
+            _finish_overtaken(connection, store_id, overtaken, version)
             if wanted:
                 self._versions.record(connection, store_id, version)
 
@@ -217,11 +200,7 @@ class Ingestor:
             with left_alone_if_damaged(job.store_id):
                 self._versions.remove_leftovers(StoreFileRef(job.store_id, job.file_id), before_fence=job.fence)
         with self._database.write() as connection:
-            connection.execute(
-                update(vector_store_files)
-                .where(_is_held(job))
-                .values(status="failed", error_code=code, error_message=message, lease_until=0.0)
-            )
+            connection.execute(_FAIL, _keys(job) | {"code": code, "message": message})
 
     # The lease
 
@@ -239,11 +218,7 @@ class Ingestor:
     def _renew(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Job]:
         """Renew the leases of those that are still ours, and return them."""
         until = time.time() + self._config.lease_s
-        return [
-            job
-            for job in jobs
-            if connection.execute(update(vector_store_files).where(_is_held(job)).values(lease_until=until)).rowcount
-        ]
+        return [job for job in jobs if connection.execute(_RENEW, _keys(job) | {"until": until}).rowcount]
 
 
 # From a file to what is to be encoded
@@ -272,6 +247,22 @@ def encode_together(encoder: TextEncoder, texts: Sequence[Sequence[str]]) -> lis
     vectors = encoder.encode([text for each in texts for text in each])
     ends = np.cumsum([len(each) for each in texts])
     return np.split(vectors, ends[:-1]) if texts else []
+
+
+def _take(row: RowMapping) -> _Job:
+    return _Job(
+        store_id=row["store_id"],
+        file_id=row["file_id"],
+        filename=row["filename"],
+        key=row["key"],
+        version=row["version"],
+        media_type=row["media_type"],
+        attributes=row["attributes"],
+        chunking_strategy=row["chunking_strategy"],
+        encoder=row["encoder"],
+        fence=row["fence"] + 1,
+        attempts=row["attempts"] + 1,
+    )
 
 
 # The row's columns are of several types.
@@ -318,11 +309,6 @@ def _passages(part: _Split, vectors: FloatMatrix) -> FilePassages:
     )
 
 
-def _size(passages: FilePassages) -> Json:
-    text_bytes = sum(len(piece.text.encode()) for piece in passages.pieces)
-    return {"usage_bytes": text_bytes + passages.vectors.nbytes, "passages": len(passages.pieces)}
-
-
 # Versions of documents
 
 
@@ -334,54 +320,85 @@ def _found(connection: Connection, store_id: str, keys: Collection[str]) -> dict
     return {row["key"]: row for row in connection.execute(query).mappings()}
 
 
-def _newest(jobs: Sequence[_Job], found: Mapping[str, RowMapping]) -> list[_Job]:
-    """Those that no later version of the same document has overtaken."""
+def _newest(jobs: Sequence[_Job], found: Mapping[str, RowMapping]) -> dict[str, _Job]:
+    """By file id, those that no later version of the same document has overtaken."""
     newest = {job.key: job for job in sorted(jobs, key=lambda job: job.version)}
-    return [job for job in newest.values() if job.key not in found or found[job.key]["version"] < job.version]
+    return {
+        job.file_id: job for job in newest.values() if job.key not in found or found[job.key]["version"] < job.version
+    }
 
 
-def _replace(connection: Connection, jobs: Sequence[_Job], found: Mapping[str, RowMapping], version: int) -> list[str]:
+def _replace(
+    connection: Connection, store_id: str, jobs: Collection[_Job], found: Mapping[str, RowMapping], version: int
+) -> list[str]:
     """Say that `version` is the first that finds these files and not those before them, whose ids it returns."""
-    for job in jobs:
-        connection.execute(
-            update(vector_store_files)
-            .where(
-                vector_store_files.c.store_id == job.store_id,
-                vector_store_files.c.key == job.key,
-                vector_store_files.c.status == "completed",
-                vector_store_files.c.until_version.is_(None),
-            )
-            .values(until_version=version)
+    connection.execute(
+        update(vector_store_files)
+        .where(
+            vector_store_files.c.store_id == store_id,
+            vector_store_files.c.key.in_([job.key for job in jobs]),
+            vector_store_files.c.status == "completed",
+            vector_store_files.c.until_version.is_(None),
         )
+        .values(until_version=version)
+    )
     return [found[job.key]["file_id"] for job in jobs if job.key in found]
 
 
-def _attributes(connection: Connection, jobs: Sequence[_Job]) -> dict[str, dict[str, AttributeValue]]:
+def _attributes(connection: Connection, store_id: str, file_ids: Iterable[str]) -> dict[str, Json]:
     """By file id, as they are now: they may have been changed since the claim."""
-    rows = [
-        connection.execute(select(vector_store_files.c.attributes).where(_is_file(job))).scalar_one() for job in jobs
-    ]
-    return {job.file_id: attributes for job, attributes in zip(jobs, rows, strict=True)}
+    query = select(vector_store_files.c.file_id, vector_store_files.c.attributes)
+    rows = connection.execute(query.where(_are_files(store_id, file_ids)))
+    return {row.file_id: row.attributes for row in rows}
 
 
-def _finish(connection: Connection, job: _Job, **values: Any) -> None:
-    connection.execute(
-        update(vector_store_files)
-        .where(_is_file(job))
-        .values(
-            status="completed",
-            completed_at=time.time(),
-            lease_until=0.0,
-            error_code=None,
-            error_message=None,
-            **values,
+def _finish(connection: Connection, store_id: str, added: Sequence[FilePassages], version: int) -> None:
+    """Searches find these from `version` on."""
+    is_file = (vector_store_files.c.store_id == store_id) & (vector_store_files.c.file_id == bindparam("file"))
+    size: Json = {"usage_bytes": bindparam("size_bytes"), "passages": bindparam("count")}
+    finish = update(vector_store_files).where(is_file)
+    finish = finish.values(since_version=version, until_version=None, **_completed(), **size)
+    if added:
+        connection.execute(
+            finish,
+            [{"file": each.file_id, "size_bytes": _size_bytes(each), "count": len(each.pieces)} for each in added],
         )
-    )
 
 
-def _is_file(job: _Job) -> ColumnElement[bool]:
-    return (vector_store_files.c.store_id == job.store_id) & (vector_store_files.c.file_id == job.file_id)
+def _finish_overtaken(connection: Connection, store_id: str, file_ids: Collection[str], version: int) -> None:
+    """A later version of their documents has come first: these were never found."""
+    finish = update(vector_store_files).where(_are_files(store_id, file_ids))
+    connection.execute(finish.values(until_version=version, **_completed()))
 
 
-def _is_held(job: _Job) -> ColumnElement[bool]:
-    return _is_file(job) & (vector_store_files.c.fence == job.fence) & (vector_store_files.c.status == "in_progress")
+def _completed() -> Json:
+    fields = {"status": "completed", "completed_at": time.time(), "lease_until": 0.0}
+    return fields | {"error_code": None, "error_message": None}
+
+
+def _size_bytes(passages: FilePassages) -> int:
+    return sum(len(piece.text.encode()) for piece in passages.pieces) + passages.vectors.nbytes
+
+
+def _are_files(store_id: str, file_ids: Iterable[str]) -> ColumnElement[bool]:
+    return (vector_store_files.c.store_id == store_id) & vector_store_files.c.file_id.in_(list(file_ids))
+
+
+# One job: `_keys` are its parameters.
+_IS_FILE = (vector_store_files.c.store_id == bindparam("store")) & (vector_store_files.c.file_id == bindparam("file"))
+_IS_HELD = _IS_FILE & (vector_store_files.c.fence == bindparam("held")) & (vector_store_files.c.status == "in_progress")
+_TAKE = (
+    update(vector_store_files)
+    .where(_IS_FILE)
+    .values(fence=bindparam("held"), attempts=bindparam("tried"), lease_until=bindparam("until"))
+)
+_RENEW = update(vector_store_files).where(_IS_HELD).values(lease_until=bindparam("until"))
+_FAIL = (
+    update(vector_store_files)
+    .where(_IS_HELD)
+    .values(status="failed", error_code=bindparam("code"), error_message=bindparam("message"), lease_until=0.0)
+)
+
+
+def _keys(job: _Job) -> Json:
+    return {"store": job.store_id, "file": job.file_id, "held": job.fence}

@@ -11,7 +11,9 @@ an earlier encoder's table is there as long as a version of the store in it is k
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, select, update
 
@@ -101,6 +103,7 @@ class Reembedder:
         self._index = index
         self._versions = versions
         self._config = config
+        self._readers = ThreadPoolExecutor(thread_name_prefix="read")
 
     def take_over(self) -> None:
         """Wait for no lease of the process before this one. If that is still alive, the fence stops it."""
@@ -230,7 +233,8 @@ class Reembedder:
 
     def _passages(self, move: _Move, batch: Sequence[_Source]) -> list[FilePassages]:
         encoder = self._encoders[move.encoder]
-        read = [(source, found) for source in batch if (found := self._read(move, source)) is not None]
+        found = self._readers.map(partial(self._read, move), batch)
+        read = [(source, each) for source, each in zip(batch, found, strict=True) if each is not None]
         matrices = encode_together(encoder, [texts for _, (_, texts) in read])
         return [
             FilePassages(

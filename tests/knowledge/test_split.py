@@ -68,6 +68,16 @@ def test_text_of_several_slabs_is_whole(tokenizer: Tokenizer) -> None:
     assert "\n\n".join(piece.text for piece in pieces) == text
 
 
+def test_long_blank_space_is_left_out_and_places_stay(tokenizer: Tokenizer) -> None:
+    """The splitter alone would take minutes."""
+    text = "First." + "\n" * 40_000 + "Second." + " \n" * 20_000 + "Third." + "\n" * 40_000
+
+    pieces = split(text, tokenizer, 254, 31)
+
+    assert [piece.text for piece in pieces] == ["First.", "Second.", "Third."]
+    assert [piece.start for piece in pieces] == [text.index(piece.text) for piece in pieces]
+
+
 def test_word_without_end_is_cut(tokenizer: Tokenizer) -> None:
     pieces = split("x" * 10_000, tokenizer, 100, 0)
 
