@@ -93,7 +93,8 @@ class EncoderConfig(_Config):
     """A Hugging Face id or folder of a sentence-transformers model, or `package:NAME`."""
     backend: Literal["auto", "openvino", "torch"] = "auto"
     """auto: torch where a GPU is visible, else OpenVINO."""
-    batch_size: int = Field(32, ge=1, le=1024)
+    batch_size: int | None = Field(None, ge=1, le=1024)
+    """None: what its backend does best with."""
     """Passages encoded at once."""
 
 
