@@ -60,7 +60,7 @@ BENCHES = (
     Bench("fairness", 600, quick=("--seconds", "15", "--warm", "5")),
     Bench("cache", 600, quick=("--prompts", "1", "--repeats", "5")),
     Bench("balance", 600, quick=("--busy", "0", "4", "--rounds", "1")),
-    Bench("steady", 1500, quick=("--minutes", "1")),
+    Bench("steady", 1600, quick=("--minutes", "1")),
     Bench("eval", 900),
     Bench("followups", 600),
     Bench("ingestion", 900, quick=("--documents", "50")),

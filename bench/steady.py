@@ -3,11 +3,13 @@
     python -m bench.steady [--minutes 15]
 
 Chats, turns of conversations with and without documents, searches, embeddings and uploads arrive at random times, open
-loop. The capacity is what gets through of the same mix when more comes. How much is more, a closed loop finds first:
-its clients wait as long as it takes, and so keep the engine fuller than requests at random times that are not to wait
-long for their first word. Starts an application of its own. Asked: the RSS of all its processes grows at most 5 % after
-the first fifth of the time (3 of 15 minutes; each later minute's median beside that of the minute before), and no
-request fails, hangs, or is still refused when it has been made again as often as OpenAI's client makes it by default.
+loop. The capacity is what gets through of the same mix when more comes. Then long prompts are refused more often than
+short ones, so it is the kind that gets through least that says how much of the mix does. How much is more, a closed
+loop finds first: its clients wait as long as it takes, and so keep the engine fuller than requests at random times that
+are not to wait long for their first word. Starts an application of its own. Asked: the RSS of all its processes grows
+at most 5 % after the first fifth of the time (3 of 15 minutes; each later minute's median beside that of the minute
+before), and no request fails, hangs, or is still refused when it has been made again as often as OpenAI's client makes
+it by default.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import aiohttp
@@ -51,7 +53,7 @@ MIX = {"chat": 40, "conversation": 20, "with documents": 10, "search": 10, "embe
 """In hundredths of all requests."""
 OF_THE_MODEL = ("chat", "conversation", "with documents")
 OVERLOADED_AFTER_S = 30
-OVERLOADED_S = 90
+OVERLOADED_S = 150
 CONVERSATIONS = 24
 TURNS = 4
 """Then another conversation begins: or prompts would grow all the time, and the capacity would not be that of later."""
@@ -99,8 +101,14 @@ async def what_gets_through(work: "MixedWork", offered_per_s: float, seed: int) 
     seconds = OVERLOADED_AFTER_S + OVERLOADED_S
     arrivals = [work.arrival(at_s) for at_s in poisson(offered_per_s, seconds, seed + 1)]
     attempts = await run_open_loop(arrivals, seconds, wait_s=END_S)
-    asked = [each for each in attempts if each.label in OF_THE_MODEL and each.due_s >= OVERLOADED_AFTER_S]
-    return offered_per_s * sum(each.ending == "answered" for each in asked) / len(asked)
+    counted = [each for each in attempts if each.due_s >= OVERLOADED_AFTER_S]
+    return offered_per_s * min(share_answered(counted, kind) for kind in OF_THE_MODEL)
+
+
+def share_answered(attempts: Sequence[Attempt], kind: str) -> float:
+    """1 where none was asked."""
+    asked = [each for each in attempts if each.label == kind]
+    return mean(each.ending == "answered" for each in asked) if asked else 1
 
 
 class MixedWork:

@@ -94,8 +94,7 @@ class EncoderConfig(_Config):
     backend: Literal["auto", "openvino", "torch"] = "auto"
     """auto: torch where a GPU is visible, else OpenVINO."""
     batch_size: int | None = Field(None, ge=1, le=1024)
-    """None: what its backend does best with."""
-    """Passages encoded at once."""
+    """Passages encoded at once. None: what its backend does best with."""
 
 
 class RerankerConfig(_Config):

@@ -160,10 +160,17 @@ async def _fold(window: Window, session: Session, parts: Parts, config: AppConfi
         return
     text, writer = await _write_summary(window, cut, session, parts, config)
     summary = _summary(window.items[cut - 1], text, writer, parts.count_tokens)
+    # A slow model has written for several turns.
+    latest = await parts.sessions.read_window(session.log_id, max_read_items(config))
+    await _warm(Window(_left(latest.items, window.items[:cut]), summary), session, parts)
     folded = Window(window.items[cut:], summary)
-    await _warm(folded, session, parts)
     if await parts.sessions.keep_summary(kept_summary(window, folded)):
         parts.metrics.add(SUMMARIES, writer=EXTRACT if writer == EXTRACT else "model")
+
+
+def _left(items: Sequence[PastItem], folded: Sequence[PastItem]) -> tuple[PastItem, ...]:
+    gone = {(item.log_id, item.seq) for item in folded}
+    return tuple(item for item in items if (item.log_id, item.seq) not in gone)
 
 
 async def _write_summary(

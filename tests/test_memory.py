@@ -181,6 +181,20 @@ async def test_while_the_summary_is_behind_the_window_is_longer(talk: Talk) -> N
     assert (await talk.summary()).text == SUMMED_UP
 
 
+async def test_turns_that_came_while_it_was_written_are_computed_ahead_too(talk: Talk) -> None:
+    talk.model.at_once.clear()
+    for number in range(1, 9):
+        await talk.ask(QUESTION.format(number), settled=False)
+    talk.model.at_once.set()
+    await talk.settle()
+    (warmed,) = talk.model.warmed
+
+    prompt = await talk.ask("And now?")
+
+    assert contents(warmed["messages"][1:2]) == [QUESTION.format(4)]
+    assert warmed["messages"] == prompt[:-1]
+
+
 @pytest.mark.parametrize(
     ("babble", "reason"),
     [("", "empty"), ("The same. " * 20, "repetitive"), ("Völlig andere Wörter stehen hier.", "unrelated")],

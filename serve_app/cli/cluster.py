@@ -34,6 +34,8 @@ DEFAULT_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # Ray's 30 is for load balancers that have yet to notice. Here that is HAProxy alone, which the controller tells.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     # Ray's 15 has every other process interrupt the model: a tenth of its tokens on two cores.
     "RAY_worker_niceness": "0",
     # What Ray and our replicas do while nobody asks takes 22 % of a core otherwise, and 15 % so.

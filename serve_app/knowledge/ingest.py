@@ -7,31 +7,26 @@ indexer's files are taken over when their lease has run out, and what it had wri
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 from sqlalchemy import ColumnElement, Connection, RowMapping, bindparam, select, update
 
 from serve_app.config import IngestionConfig
 from serve_app.errors import InternalError, InvalidRequest, UnsupportedFile
-from serve_app.knowledge.distinct import first_of_each
 from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.history import current_table, is_found, next_version
 from serve_app.knowledge.index import FilePassages, IndexWriter
-from serve_app.knowledge.parse import MARKDOWN_TYPES, extract_text
-from serve_app.knowledge.place import locate
-from serve_app.knowledge.split import Piece, passage_size, split, texts_to_encode
+from serve_app.knowledge.passages import SourceText, make_passages, read_text
 from serve_app.knowledge.versions import Versions, left_alone_if_damaged
 from serve_app.metrics import INGESTED_FILES, INGESTED_PASSAGES, INGESTION_FAILURES, NO_METRICS, Metrics
 from serve_app.storage.database import Database
 from serve_app.storage.lease import kept_alive
 from serve_app.storage.schema import files, vector_store_files, vector_stores
-from serve_app.types import AttributeValue, FloatMatrix, Json
+from serve_app.types import AttributeValue, Json
 from serve_app.types.knowledge import StoreFileRef
 
 logger = logging.getLogger(__name__)
@@ -64,14 +59,6 @@ class _Job:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Split:
-    job: _Job
-    pieces: list[Piece]
-    texts: list[str]
-    """To be encoded, one for each piece."""
-
-
 class Ingestor:
     """Works through the files that the database says are to be ingested. For one thread."""
 
@@ -92,8 +79,6 @@ class Ingestor:
         self._versions = versions
         self._config = config
         self._metrics = metrics
-        # Threads, as the splitter, which takes longest, lets go of the interpreter's lock.
-        self._readers = ThreadPoolExecutor(thread_name_prefix="read")
 
     def take_over(self) -> None:
         """Wait for no lease of the process before this one. If that is still alive, the fence stops it."""
@@ -118,7 +103,7 @@ class Ingestor:
         started = time.monotonic()
         done: list[tuple[_Job, FilePassages]] = []
         with self._held(jobs):
-            for store_id, rows in _by_store(self._encode(self._split(jobs))):
+            for store_id, rows in _by_store(self._encode(self._read(jobs))):
                 with left_alone_if_damaged(store_id):
                     self._commit(store_id, rows)
                     done += rows
@@ -141,36 +126,40 @@ class Ingestor:
                 connection.execute(_TAKE, [_keys(job) | {"tried": job.attempts, "until": until} for job in jobs])
             return jobs
 
-    def _split(self, jobs: Sequence[_Job]) -> list[_Split]:
-        """The passages of the files, of several at once. A file that cannot be used is left out, and failed."""
-        parts = []
-        for job, reading in [(job, self._readers.submit(self._read, job)) for job in jobs]:
+    def _read(self, jobs: Sequence[_Job]) -> list[tuple[_Job, SourceText]]:
+        """The files' texts. A file that cannot be used is left out, and failed."""
+        read = []
+        for job in jobs:
             try:
-                parts.append(reading.result())
+                read.append((job, self._read_one(job)))
             except UnsupportedFile as error:
                 self._fail(job, "unsupported_file", error.message)
             except InvalidRequest as error:
                 self._fail(job, "invalid_file", error.message)
             except InternalError as error:
                 self._fail(job, "server_error", error.message)
-        return parts
+        return read
 
-    def _read(self, job: _Job) -> _Split:
+    def _read_one(self, job: _Job) -> SourceText:
         if job.attempts > self._config.max_attempts:
             raise InternalError(f"The ingestion of the file was cut off {self._config.max_attempts} times")
         if job.encoder not in self._encoders:
             raise InternalError(f"The vector store was made by the encoder {job.encoder!r}, which is not loaded now")
         path, encoder = self._files.path(job.file_id), self._encoders[job.encoder]
-        pieces, texts = read_pieces(
-            path, job.media_type, job.chunking_strategy, encoder, self._config.max_file_characters
-        )
-        return _Split(job, pieces, texts)
+        return read_text(path, job.media_type, job.chunking_strategy, encoder, self._config.max_file_characters)
 
-    def _encode(self, parts: Sequence[_Split]) -> Iterator[tuple[_Split, FloatMatrix]]:
-        """Each part with its vectors. All that one encoder makes are encoded together, so that its batches are full."""
-        for model_id in {part.job.encoder for part in parts}:
-            ours = [part for part in parts if part.job.encoder == model_id]
-            yield from zip(ours, encode_together(self._encoders[model_id], [part.texts for part in ours]), strict=True)
+    def _encode(self, read: Sequence[tuple[_Job, SourceText]]) -> Iterator[tuple[_Job, FilePassages]]:
+        """All that one encoder makes is split and encoded together: on all cores, and in full batches."""
+        for model_id in {job.encoder for job, _ in read}:
+            ours = [(job, text) for job, text in read if job.encoder == model_id]
+            made = make_passages([text for _, text in ours], self._encoders[model_id])
+            for (job, _), (pieces, vectors) in zip(ours, made, strict=True):
+                yield (
+                    job,
+                    FilePassages(
+                        job.file_id, job.filename, job.attributes, pieces, vectors, job.fence, job.key, job.version
+                    ),
+                )
 
     def _commit(self, store_id: str, rows: Sequence[tuple[_Job, FilePassages]]) -> None:
         """Put files' passages in the place of the versions that they replace, in one commit of the index.
@@ -221,34 +210,6 @@ class Ingestor:
         return [job for job in jobs if connection.execute(_RENEW, _keys(job) | {"until": until}).rowcount]
 
 
-# From a file to what is to be encoded
-
-
-def read_pieces(
-    path: Path, media_type: str, chunking_strategy: Json, encoder: TextEncoder, max_characters: int
-) -> tuple[list[Piece], list[str]]:
-    """A file's passages, and the text of each that its vector is made from.
-
-    Raises `UnsupportedFile` or `InvalidRequest` for a file that cannot be used, `InternalError` if its bytes are lost.
-    """
-    try:
-        text = extract_text(path, media_type, max_characters)
-    except FileNotFoundError:
-        raise InternalError("The content of the file is gone: upload it again") from None
-    size = passage_size(chunking_strategy, encoder.max_tokens)
-    pieces = split(text, encoder.tokenizer, size.max_tokens, size.overlap_tokens)
-    located = locate(pieces, text, is_markdown=media_type in MARKDOWN_TYPES)
-    pieces = first_of_each(located, lambda piece: piece.text)
-    return pieces, texts_to_encode(text, pieces)
-
-
-def encode_together(encoder: TextEncoder, texts: Sequence[Sequence[str]]) -> list[FloatMatrix]:
-    """One matrix for each file's texts, from full batches."""
-    vectors = encoder.encode([text for each in texts for text in each])
-    ends = np.cumsum([len(each) for each in texts])
-    return np.split(vectors, ends[:-1]) if texts else []
-
-
 def _take(row: RowMapping) -> _Job:
     return _Job(
         store_id=row["store_id"],
@@ -293,20 +254,10 @@ def _batch(rows: Sequence[RowMapping]) -> list[RowMapping]:
     return batch
 
 
-def _by_store(
-    encoded: Iterable[tuple[_Split, FloatMatrix]],
-) -> Iterator[tuple[str, list[tuple[_Job, FilePassages]]]]:
-    rows = [(part.job, _passages(part, matrix)) for part, matrix in encoded]
-    rows.sort(key=lambda row: row[0].store_id)
+def _by_store(encoded: Iterable[tuple[_Job, FilePassages]]) -> Iterator[tuple[str, list[tuple[_Job, FilePassages]]]]:
+    rows = sorted(encoded, key=lambda row: row[0].store_id)
     for store_id, group in groupby(rows, key=lambda row: row[0].store_id):
         yield store_id, list(group)
-
-
-def _passages(part: _Split, vectors: FloatMatrix) -> FilePassages:
-    job = part.job
-    return FilePassages(
-        job.file_id, job.filename, job.attributes, part.pieces, vectors, job.fence, job.key, job.version
-    )
 
 
 # Versions of documents
@@ -367,8 +318,9 @@ def _finish(connection: Connection, store_id: str, added: Sequence[FilePassages]
 
 def _finish_overtaken(connection: Connection, store_id: str, file_ids: Collection[str], version: int) -> None:
     """A later version of their documents has come first: these were never found."""
-    finish = update(vector_store_files).where(_are_files(store_id, file_ids))
-    connection.execute(finish.values(until_version=version, **_completed()))
+    if file_ids:
+        finish = update(vector_store_files).where(_are_files(store_id, file_ids))
+        connection.execute(finish.values(until_version=version, **_completed()))
 
 
 def _completed() -> Json:

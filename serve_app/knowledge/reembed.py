@@ -11,9 +11,7 @@ an earlier encoder's table is there as long as a version of the store in it is k
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, select, update
 
@@ -22,8 +20,8 @@ from serve_app.errors import Conflict, InternalError, InvalidRequest, Overloaded
 from serve_app.knowledge.encode import TextEncoder
 from serve_app.knowledge.history import is_found, next_version
 from serve_app.knowledge.index import FilePassages, IndexWriter, WrittenFile
-from serve_app.knowledge.ingest import Files, encode_together, read_pieces
-from serve_app.knowledge.split import Piece
+from serve_app.knowledge.ingest import Files
+from serve_app.knowledge.passages import SourceText, make_passages, read_text
 from serve_app.knowledge.versions import Versions, set_table, sizes_of, update_each
 from serve_app.storage.database import Database
 from serve_app.storage.lease import kept_alive
@@ -103,7 +101,6 @@ class Reembedder:
         self._index = index
         self._versions = versions
         self._config = config
-        self._readers = ThreadPoolExecutor(thread_name_prefix="read")
 
     def take_over(self) -> None:
         """Wait for no lease of the process before this one. If that is still alive, the fence stops it."""
@@ -232,10 +229,8 @@ class Reembedder:
                 self._index.add(move.table, kept, replacing=[each.file_id for each in kept])
 
     def _passages(self, move: _Move, batch: Sequence[_Source]) -> list[FilePassages]:
-        encoder = self._encoders[move.encoder]
-        found = self._readers.map(partial(self._read, move), batch)
-        read = [(source, each) for source, each in zip(batch, found, strict=True) if each is not None]
-        matrices = encode_together(encoder, [texts for _, (_, texts) in read])
+        read = [(source, text) for source in batch if (text := self._read(move, source)) is not None]
+        made = make_passages([text for _, text in read], self._encoders[move.encoder])
         return [
             FilePassages(
                 source.file_id,
@@ -247,14 +242,14 @@ class Reembedder:
                 source.written.key,
                 source.written.version,
             )
-            for (source, (pieces, _)), vectors in zip(read, matrices, strict=True)
+            for (source, _), (pieces, vectors) in zip(read, made, strict=True)
         ]
 
-    def _read(self, move: _Move, source: _Source) -> tuple[list[Piece], list[str]] | None:
-        """Its passages, and what to encode of each; None if it was taken out of the store meanwhile."""
+    def _read(self, move: _Move, source: _Source) -> SourceText | None:
+        """None if it was taken out of the store meanwhile."""
         path, encoder = self._files.path(source.file_id), self._encoders[move.encoder]
         try:
-            pieces, texts = read_pieces(
+            return read_text(
                 path, source.media_type, source.chunking_strategy, encoder, self._config.max_file_characters
             )
         except RayconteurError as error:
@@ -265,7 +260,6 @@ class Reembedder:
                 " is as it was: take the file out of it, or add another version of it, and ask for the move again",
                 code="unreadable_file",
             ) from error
-        return pieces, texts
 
     def _switch(self, move: _Move) -> bool:
         """Make the last of what is missing, and the table that of the store. False if it is too much to wait for."""

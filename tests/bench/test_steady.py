@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.openloop import Attempt, open_session, run
-from bench.steady import MIX, MixedWork, by_minute, growth
+from bench.steady import MIX, MixedWork, by_minute, growth, share_answered
 from tests.api.chat_app import MODEL, running_chat
 from tests.fakes import build_passage
 
@@ -22,6 +22,13 @@ async def test_every_kind_of_request_is_answered(tmp_path: Path) -> None:
         endings = {each.label: (each.ending, each.reason) for each in attempts}
 
     assert endings == dict.fromkeys(MIX, ("answered", ""))
+
+
+def test_share_of_a_kind_counts_no_other() -> None:
+    attempts = [Attempt(kind, 0, 0, ending) for kind, ending in (("chat", "answered"), ("chat", "refused"))]
+    attempts.append(Attempt("search", 0, 0, "answered"))
+
+    assert [share_answered(attempts, kind) for kind in ("chat", "search", "upload")] == [0.5, 1, 1]
 
 
 def test_growth_is_that_of_the_highest_later_minute() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from serve_app.knowledge.encode import TextEncoder
-from serve_app.knowledge.split import PassageSize, Piece, passage_size, split, texts_to_encode
+from serve_app.knowledge.split import PassageSize, Piece, passage_size, split, split_all, texts_to_encode
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def test_text_of_several_slabs_is_whole(tokenizer: Tokenizer) -> None:
     assert "\n\n".join(piece.text for piece in pieces) == text
 
 
-def test_long_blank_space_is_left_out_and_places_stay(tokenizer: Tokenizer) -> None:
+def test_many_empty_lines_are_left_out_and_places_stay(tokenizer: Tokenizer) -> None:
     """The splitter alone would take minutes."""
     text = "First." + "\n" * 40_000 + "Second." + " \n" * 20_000 + "Third." + "\n" * 40_000
 
@@ -76,6 +76,18 @@ def test_long_blank_space_is_left_out_and_places_stay(tokenizer: Tokenizer) -> N
 
     assert [piece.text for piece in pieces] == ["First.", "Second.", "Third."]
     assert [piece.start for piece in pieces] == [text.index(piece.text) for piece in pieces]
+
+
+def test_wide_columns_are_no_boundary(tokenizer: Tokenizer) -> None:
+    text = f"first{' ' * 5000}second"
+
+    assert [piece.text for piece in split(text, tokenizer, 254, 31)] == [text]
+
+
+def test_texts_split_together_are_as_alone(tokenizer: Tokenizer) -> None:
+    texts = ["", "One.", "\n\n".join(f"Paragraph {number} of a long report." for number in range(4000)), " \n "]
+
+    assert split_all(texts, tokenizer, 100, 10) == [split(text, tokenizer, 100, 10) for text in texts]
 
 
 def test_word_without_end_is_cut(tokenizer: Tokenizer) -> None:

@@ -34,9 +34,8 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applicatio
         "engine": {"max_model_len": 8192, "max_num_seqs": 32, "kv_cache_memory_bytes": 402653184},
     }
     with pytest.MonkeyPatch.context() as environment:
-        # Or a test of them waits ten seconds, and the end half a minute for load balancers that are not there.
+        # Or a test of them waits ten seconds.
         environment.setenv("RAY_metrics_report_interval_ms", "4000")
-        environment.setenv("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
         with serving(
             folder,
             further_encoders=[encoder],
