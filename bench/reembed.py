@@ -26,10 +26,11 @@ from serve_app.knowledge.catalog import Catalog
 from serve_app.knowledge.documents import NewFile
 from serve_app.knowledge.encode import load_encoders
 from serve_app.knowledge.index import IndexWriter
-from serve_app.knowledge.ingest import Ingestor, read_pieces
+from serve_app.knowledge.ingest import Ingestor
 from serve_app.knowledge.parse import detect_media_type
 from serve_app.knowledge.reembed import Reembedder
 from serve_app.knowledge.search import IndexReader
+from serve_app.knowledge.split import passage_size, split, texts_to_encode
 from serve_app.knowledge.versions import Versions
 from serve_app.storage.database import open_database
 from serve_app.storage.files import FileStore
@@ -144,9 +145,11 @@ async def run(bench: Bench) -> None:
 def encoding(bench: Bench) -> float:
     """Seconds for the same passages in one call."""
     encoder = bench.encoders[OTHER]
+    size = passage_size({"type": "auto"}, encoder.max_tokens)
     texts: list[str] = []
     for path in sorted(bench.files.path("").iterdir()):
-        texts += read_pieces(path, "text/plain", {"type": "auto"}, encoder, 10**7)[1]
+        text = path.read_text()
+        texts += texts_to_encode(text, split(text, encoder.tokenizer, size.max_tokens, size.overlap_tokens))
     started = time.monotonic()
     encoder.encode(texts)
     return time.monotonic() - started

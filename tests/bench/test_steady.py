@@ -25,8 +25,11 @@ async def test_every_kind_of_request_is_answered(tmp_path: Path) -> None:
 
 
 def test_share_of_a_kind_counts_no_other() -> None:
-    attempts = [Attempt(kind, 0, 0, ending) for kind, ending in (("chat", "answered"), ("chat", "refused"))]
-    attempts.append(Attempt("search", 0, 0, "answered"))
+    attempts = [
+        Attempt("chat", 0, 0, "answered"),
+        Attempt("chat", 0, 0, "refused"),
+        Attempt("search", 0, 0, "answered"),
+    ]
 
     assert [share_answered(attempts, kind) for kind in ("chat", "search", "upload")] == [0.5, 1, 1]
 
