@@ -305,14 +305,15 @@ def _attributes(connection: Connection, store_id: str, file_ids: Iterable[str]) 
 
 def _finish(connection: Connection, store_id: str, added: Sequence[FilePassages], version: int) -> None:
     """Searches find these from `version` on."""
-    is_file = (vector_store_files.c.store_id == store_id) & (vector_store_files.c.file_id == bindparam("file"))
-    size: Json = {"usage_bytes": bindparam("size_bytes"), "passages": bindparam("count")}
-    finish = update(vector_store_files).where(is_file)
-    finish = finish.values(since_version=version, until_version=None, **_completed(), **size)
     if added:
+        size: Json = {"usage_bytes": bindparam("size_bytes"), "passages": bindparam("count")}
+        finish = update(vector_store_files).where(_IS_FILE)
         connection.execute(
-            finish,
-            [{"file": each.file_id, "size_bytes": _size_bytes(each), "count": len(each.pieces)} for each in added],
+            finish.values(since_version=version, until_version=None, **_completed(), **size),
+            [
+                {"store": store_id, "file": each.file_id, "size_bytes": _size_bytes(each), "count": len(each.pieces)}
+                for each in added
+            ],
         )
 
 
