@@ -90,7 +90,7 @@ def started(server: Server) -> Iterator[psutil.Process]:
 @contextlib.contextmanager
 def idle_ray() -> Iterator[None]:
     """Ray as `rayconteur serve` starts it, with nothing to do. What runs beside it starts later and ends earlier."""
-    head = RayHead(Ports(*free_ports(2)), 2, os.environ)
+    head = RayHead(Ports(*free_ports(3)), 2, os.environ)
     try:
         head.start()
         yield

@@ -460,6 +460,12 @@ def started(config: Path, ports: list[int]) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=120)
 
 
+def test_a_promised_port_is_not_found_free() -> None:
+    promised = free_ports(9_000)
+
+    assert not set(promised) & set(free_ports(900, apart_from=promised))
+
+
 def test_serve_tells_of_a_port_in_use_before_it_starts_anything(tmp_path: Path) -> None:
     config = write_tiny_app(tmp_path, "front")
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -49,8 +49,8 @@ DEFAULT_ENVIRONMENT = {
 }
 # What passes between the parts is small: Ray's own default is 30 % of the machine's memory.
 OBJECT_STORE_BYTES = 512 * 2**20
-# Ray's workers have those below, and Linux gives away those above.
-_OUR_PORTS = range(20_000, 32_768)
+# Ray's workers have those below, Serve's replicas and whatever Linux gives a port to have those above.
+_OUR_PORTS = range(20_000, 30_000)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -62,6 +62,9 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
+    """Those that a user knows. The default of `http` is Serve's own."""
+
+    http: int = 8000
     dashboard: int = 8265
     ray: int = 6379
 
@@ -72,7 +75,8 @@ class RayHead:
     def __init__(self, ports: Ports, num_cpus: float, environment: Mapping[str, str]) -> None:
         # Not in the folder of TMPDIR: HAProxy's sockets lie in it, whose paths may not be long.
         self._folder = tempfile.TemporaryDirectory(prefix="rayconteur-", dir="/tmp")
-        haproxy = haproxy_environment(Path(self._folder.name), free_ports(4))
+        self._client_port, self._agent_port, *haproxy_ports = free_ports(6, apart_from=astuple(ports))
+        haproxy = haproxy_environment(Path(self._folder.name), haproxy_ports)
         self._environment = {**DEFAULT_ENVIRONMENT, **haproxy, **environment}
         # An address left over from another cluster would be followed.
         self._environment.pop("RAY_ADDRESS", None)
@@ -89,15 +93,14 @@ class RayHead:
         # Processes that lose their parent become ours, so that none can be lost at the end.
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self._not_ours = {child.pid for child in psutil.Process().children(recursive=True)}
-        client_port, agent_port = free_ports(2)
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
                 *("--node-ip-address", "127.0.0.1", "--port", str(self._ports.ray)),
                 *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._ports.dashboard)),
                 # Nobody is told these two, and their defaults belong to the first Ray of a machine.
-                *("--ray-client-server-port", str(client_port)),
-                *("--dashboard-agent-listen-port", str(agent_port)),
+                *("--ray-client-server-port", str(self._client_port)),
+                *("--dashboard-agent-listen-port", str(self._agent_port)),
                 # Not needed on one machine without interactive drivers: 80 MB each.
                 *("--no-monitor", "--include-log-monitor", "false"),
                 *("--num-cpus", f"{self._num_cpus:g}", "--object-store-memory", str(OBJECT_STORE_BYTES)),
@@ -257,10 +260,14 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
-    """None of those that a system or Ray gives away by itself: such a one might be taken before it is used."""
-    shuffled = random.sample(_OUR_PORTS, len(_OUR_PORTS))
-    return list(islice(filter(is_free, shuffled), count))
+def free_ports(count: int, *, apart_from: Iterable[int] = ()) -> list[int]:
+    """None of those that a system or Ray gives away by itself: such a one might be taken before it is used.
+
+    `apart_from` are free as well, but promised to somebody.
+    """
+    candidates = list(set(_OUR_PORTS).difference(apart_from))
+    random.shuffle(candidates)
+    return list(islice(filter(is_free, candidates), count))
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

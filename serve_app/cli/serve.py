@@ -22,9 +22,8 @@ from serve_app.cli.terminal import duration, err, fail, out
 from serve_app.config import API_KEYS_ENV, AppConfig
 from serve_app.types import Json
 
-# Serve's own defaults are every interface and 8000.
+# Serve's own default is every interface.
 _HOST = "127.0.0.1"
-_PORT = 8000
 _DRAIN_S = 30.0
 _NEEDED = re.compile(r"required for each replica: (\{.*?\})")
 _FREE = re.compile(r"resources available: (\{.*?\})")
@@ -45,11 +44,12 @@ def serve(
     if problems := app_problems(wanted):
         fail(f"{config}: {problems[0]} (all of them: rayconteur config check {config})")
     http = wanted.setdefault("http_options", {}) or {}
-    wanted["http_options"] = http = {"host": _HOST, "port": _PORT, **http, **({"port": port} if port else {})}
+    wanted["http_options"] = http = {"host": _HOST, "port": Ports().http, **http, **({"port": port} if port else {})}
     address = f"http://{'127.0.0.1' if http['host'] == '0.0.0.0' else http['host']}:{http['port']}"
-    _check_ports(http["host"], http["port"], Ports(dashboard_port, ray_port))
+    ports = Ports(http["port"], dashboard_port, ray_port)
+    _check_ports(http["host"], ports)
 
-    head = RayHead(Ports(dashboard_port, ray_port), num_cpus or default_num_cpus(), _environment(config, wanted))
+    head = RayHead(ports, num_cpus or default_num_cpus(), _environment(config, wanted))
     for stop_signal in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop_signal, signal.default_int_handler)
     dashboard: Dashboard | None = None
@@ -82,9 +82,9 @@ def default_num_cpus() -> float:
     return max(2, len(os.sched_getaffinity(0)))
 
 
-def _check_ports(host: str, port: int, ports: Ports) -> None:
-    if not is_free(port, host):
-        fail(f"port {port} is in use{_who_answers(f'http://127.0.0.1:{port}')}: stop that, or say --port")
+def _check_ports(host: str, ports: Ports) -> None:
+    if not is_free(ports.http, host):
+        fail(f"port {ports.http} is in use{_who_answers(f'http://127.0.0.1:{ports.http}')}: stop that, or say --port")
     if not is_free(ports.dashboard):
         is_ray = Dashboard(ports.dashboard, None).says_it_is_ray()
         who = (
