@@ -220,12 +220,13 @@ def current_commit() -> str:
 
 
 def describe_machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
+    told = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    name = model[1] if model else platform.processor()
+    # It decides more than the name does: both models run in bfloat16 where the CPU multiplies in it, else in float32.
+    bfloat16 = "with" if "avx512_bf16" in told else "without"
     memory_gib = psutil.virtual_memory().total / 2**30
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, {memory_gib:.0f} GiB"
+    return f"{len(os.sched_getaffinity(0))} cores of {name} {bfloat16} bfloat16, {memory_gib:.0f} GiB"
 
 
 # --- writing ------------------------------------------------------------------------------------

