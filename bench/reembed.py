@@ -46,7 +46,7 @@ class Bench:
         storage = StorageConfig(folder=folder)
         self.database = open_database(storage.resolved_database_url)
         other = EncoderConfig(model_id=OTHER, model_source=write_encoder(folder / "model"))
-        self.encoders = load_encoders([EncoderConfig(), other])
+        self.encoders = load_encoders([EncoderConfig(), other], "THROUGHPUT")
         for encoder in self.encoders.values():
             encoder.encode(["ready?"])
         self.files = FileStore(self.database, storage.files_folder)

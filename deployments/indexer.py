@@ -47,7 +47,7 @@ class Indexer(Replica):
         use_all_cores()
         super().__init__()
         self._database = open_database(config.storage.resolved_database_url)
-        encoders = load_encoders(config.encoders)
+        encoders = load_encoders(config.encoders, "THROUGHPUT")
         file_store = FileStore(self._database, config.storage.files_folder)
         self._index = IndexWriter(config.storage.vectors_folder, self.metrics)
         self._versions = Versions(self._database, self._index, config.retention)

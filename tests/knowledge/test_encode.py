@@ -35,6 +35,11 @@ PASSAGES = (
 
 
 @pytest.fixture(scope="module")
+def throughput_encoder() -> TextEncoder:
+    return load_encoder(EncoderConfig(backend="openvino"), "THROUGHPUT")
+
+
+@pytest.fixture(scope="module")
 def torch_encoder() -> TextEncoder:
     return load_encoder(EncoderConfig(backend="torch"))
 
@@ -45,7 +50,7 @@ def expected() -> FloatMatrix:
     return np.asarray(reference.encode(list(PASSAGES), normalize_embeddings=True))
 
 
-@pytest.mark.parametrize("backend", ["encoder", "torch_encoder"])
+@pytest.mark.parametrize("backend", ["encoder", "throughput_encoder", "torch_encoder"])
 def test_vectors_are_those_of_sentence_transformers(
     backend: str, expected: FloatMatrix, request: pytest.FixtureRequest
 ) -> None:
@@ -63,13 +68,16 @@ def test_both_have_the_same_face(encoder: TextEncoder, torch_encoder: TextEncode
         assert each.encode([]).shape == (0, 384)
 
 
-def test_rows_are_unit_and_in_the_order_of_the_texts(encoder: TextEncoder) -> None:
+@pytest.mark.parametrize("backend", ["encoder", "throughput_encoder"])
+def test_rows_are_unit_and_in_the_order_of_the_texts(backend: str, request: pytest.FixtureRequest) -> None:
+    encoder = request.getfixturevalue(backend)
     vectors = encoder.encode(PASSAGES)
 
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     for index in (0, 4, 20, len(PASSAGES) - 1):
-        np.testing.assert_allclose(vectors[index], encoder.encode([PASSAGES[index]])[0], atol=1e-4)
+        # In bfloat16 the padding of a batch is seen in the last digits.
+        assert vectors[index] @ encoder.encode([PASSAGES[index]])[0] >= 0.9999
 
 
 def test_tokens_beyond_the_window_are_cut(encoder: TextEncoder) -> None:
