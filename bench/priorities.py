@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.7, help="priority requests per second")
     parser.add_argument("--seconds", type=float, default=90, help="that are counted")
     parser.add_argument("--warm", type=float, default=10, help="seconds before them")
-    parser.add_argument("--unloaded", type=int, default=12, metavar="N", help="requests to the idle server")
+    parser.add_argument("--unloaded", type=int, default=40, metavar="N", help="requests to the idle server")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parse_arguments(parser)
     with served(arguments.url) as url:
