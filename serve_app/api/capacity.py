@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from serve_app.api.context import Context
 from serve_app.conversation.runners import count_living
+from serve_app.errors import RayconteurError
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ async def refresh_capacities(context: Context) -> None:
     try:
         gateways = await run_in_threadpool(count_living, context.database)
         context.parts.admissions.set_capacities(await context.parts.read_capacities(), max(gateways, 1))
+    # What was known holds on, and somebody has to look again.
+    except RayconteurError as error:
+        log.warning("what the models can take may be out of date: %s", error)
     except Exception:
-        # What was known holds on, and somebody has to look again.
         log.exception("what the models can take may be out of date")
