@@ -17,7 +17,7 @@ class AdmissionSettings(BaseModel):
 
     max_wait_s: NonNegativeFloat = Field(3.0, le=600)
     """Longest time until a request gets to the model."""
-    beside_priority: float = Field(0.3, gt=0, le=1)
+    beside_priority: float = Field(0.5, gt=0, le=1)
     """Share of the room that the other tiers may fill while `priority` requests come: the fewer answers an engine
     writes at once, the sooner it begins with a new one."""
     weights: dict[str, PositiveFloat] = Field(default_factory=dict)
