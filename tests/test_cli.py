@@ -19,8 +19,8 @@ from sqlalchemy import exists, insert, select, update
 from typer.testing import CliRunner, Result
 
 from serve_app.api.app import create_app
-from serve_app.cli import app
-from serve_app.cli.cluster import free_ports
+from serve_app.cli import app, cluster
+from serve_app.cli.cluster import Ports, RayHead, free_ports
 from serve_app.config import ApiConfig, AppConfig, StorageConfig
 from serve_app.conversation.log import ConversationLog
 from serve_app.storage.database import Database
@@ -460,10 +460,17 @@ def started(config: Path, ports: list[int]) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=120)
 
 
-def test_a_promised_port_is_not_found_free() -> None:
-    promised = free_ports(9_000)
+def test_ray_is_given_no_port_that_the_api_is_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    promised, *others = free_ports(7)
+    monkeypatch.setattr(cluster, "_OUR_PORTS", (promised, *others))
 
-    assert not set(promised) & set(free_ports(900, apart_from=promised))
+    for _ in range(8):  # they are drawn
+        head = RayHead(Ports(http=promised), 1, {})
+        given = [int(value) for name, value in head._environment.items() if name.endswith("_PORT")]
+        head.stop()
+
+        assert len(set(given)) == 4
+        assert set(given) < set(others)
 
 
 def test_serve_tells_of_a_port_in_use_before_it_starts_anything(tmp_path: Path) -> None:
@@ -478,6 +485,15 @@ def test_serve_tells_of_a_port_in_use_before_it_starts_anything(tmp_path: Path) 
             assert result.exit_code == 1
             assert f"port {taken}" in result.stderr
             assert option in result.stderr
+
+
+def test_serve_wants_three_different_ports(tmp_path: Path) -> None:
+    port, other = map(str, free_ports(2))
+    ports = ["--port", port, "--dashboard-port", other, "--ray-port", port]
+    result = CliRunner().invoke(app, ["serve", str(write_tiny_app(tmp_path, "front")), *ports])
+
+    assert result.exit_code == 1
+    assert "must differ" in result.stderr
 
 
 def test_serve_checks_the_configuration_before_it_starts_anything(tmp_path: Path) -> None:

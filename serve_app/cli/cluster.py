@@ -146,6 +146,7 @@ class RayHead:
                 psutil.wait_procs(remaining, timeout=3)
             self._process.wait()
             self._forget_address()
+        self._output.close()
         self._folder.cleanup()
 
     def _forget_address(self) -> None:

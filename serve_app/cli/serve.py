@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from contextlib import ExitStack
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated
 
@@ -83,6 +84,8 @@ def default_num_cpus() -> float:
 
 
 def _check_ports(host: str, ports: Ports) -> None:
+    if len(set(astuple(ports))) < len(astuple(ports)):
+        fail("--port (or the port in the YAML), --dashboard-port and --ray-port must differ")
     if not is_free(ports.http, host):
         fail(f"port {ports.http} is in use{_who_answers(f'http://127.0.0.1:{ports.http}')}: stop that, or say --port")
     if not is_free(ports.dashboard):
