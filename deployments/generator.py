@@ -79,6 +79,7 @@ class Generator(Replica):
             # None where the cache is not made of blocks.
             tokens=vllm.cache_config.kv_cache_size_tokens or math.inf,
             step_tokens=vllm.scheduler_config.max_num_batched_tokens,
+            chunk_tokens=vllm.scheduler_config.long_prefill_token_threshold or math.inf,
             block_tokens=vllm.cache_config.block_size or 1,
         )
 

@@ -61,6 +61,7 @@ class Inside:
         self._open = _BOUNDLESS
         self._beside_priority = 1.0
         self._block_tokens = 1
+        self._chunk_tokens = math.inf
 
     def __contains__(self, request: Request) -> bool:
         return request in self._requests
@@ -70,7 +71,8 @@ class Inside:
         capacity = capacity or Capacity(math.inf, math.inf, math.inf)
         sequences, tokens = limits.requests or _OPEN_TO_ALL * capacity.sequences, limits.tokens or capacity.tokens
         room = Load(sequences, tokens, capacity.step_tokens) * (1 / gateways)
-        self._open, self._block_tokens = room.at_most(_BOUNDLESS), capacity.block_tokens
+        self._open = room.at_most(_BOUNDLESS)
+        self._block_tokens, self._chunk_tokens = capacity.block_tokens, capacity.chunk_tokens
         self._beside_priority = settings.beside_priority
         for callers in self._callers.values():
             callers.weights = settings.weights
@@ -81,7 +83,7 @@ class Inside:
         # The prompt is in the cache once, however many its answers are; and whole blocks are given out.
         tokens = self._in_blocks(demand.prompt_tokens + answer_tokens)
         tokens += (demand.answers - 1) * self._in_blocks(answer_tokens)
-        load = Load(demand.answers, tokens, demand.prompt_tokens if demand.is_streamed else 0)
+        load = Load(demand.answers, tokens, min(demand.prompt_tokens, self._chunk_tokens) if demand.is_streamed else 0)
         return Request(demand, answer_tokens, load)
 
     # --- coming and going -----------------------------------------------------------------------
@@ -199,7 +201,7 @@ class Inside:
     def _advance_paces(self) -> None:
         now = _now()
         self._pace.advance(now, self.load.sequences)
-        self._reading_pace.advance(now, 1 if self.load.unread else 0)
+        self._reading_pace.advance(now, min(self.load.unread / self._open.unread, 1.0))
 
     def _count(self, request: Request, load: Load) -> None:
         self.load += load

@@ -11,7 +11,7 @@ class Load:
     tokens: float = 0
     """Of the cache, for the prompt and the answer."""
     unread: float = 0
-    """Tokens of prompts that the engine has to read before it writes the first word."""
+    """Tokens of prompts that the engine reads in each step until it writes the first word."""
 
     def __add__(self, other: "Load") -> "Load":
         return Load(self.sequences + other.sequences, self.tokens + other.tokens, self.unread + other.unread)

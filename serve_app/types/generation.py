@@ -1,5 +1,6 @@
 """What a model is asked, and how much it can do at once."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,8 @@ class Capacity:
     """Of prompts and answers, that go through the model at once."""
     block_tokens: int = 1
     """The cache is given out in blocks of so many."""
+    chunk_tokens: float = math.inf
+    """Of one prompt, that go through the model at once."""
 
     def __add__(self, other: "Capacity") -> "Capacity":
         """Of replicas of one model."""
@@ -45,4 +48,5 @@ class Capacity:
             self.tokens + other.tokens,
             self.step_tokens + other.step_tokens,
             self.block_tokens,
+            self.chunk_tokens,
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -260,6 +261,41 @@ def test_a_caller_that_fills_the_engine_leaves_room_for_one_that_was_there() -> 
     run(test())
 
 
+async def read(admission: Admission, demand: Demand, seconds: float) -> Place:
+    """A prompt that is read in so many."""
+    place = await admission.enter(demand)
+    await asyncio.sleep(seconds)
+    place.wrote(1)
+    return place
+
+
+def test_of_a_long_prompt_a_part_is_read_beside_others() -> None:
+    async def test() -> None:
+        admission = build_admission(replace(CAPACITY, chunk_tokens=96))
+        streamed = replace(DEMAND, is_streamed=True)
+        assert len(await fill(admission, replace(streamed, prompt_tokens=2000))) == 2
+        assert len(await fill(admission, streamed)) == 1
+        assert admission.load.unread == 2 * 96 + 45
+
+    run(test())
+
+
+def test_a_prompt_that_was_read_alone_does_not_make_the_engine_look_slow() -> None:
+    async def test() -> None:
+        admission = build_admission(max_wait_s=2)
+        streamed = replace(DEMAND, is_streamed=True)
+        await read(admission, streamed, seconds=0.1)
+        # Five are read in one step, so three steps are enough for those that wait.
+        assert len(await fill(admission, streamed)) == 5
+        waiting = [asyncio.create_task(admission.enter(streamed)) for _ in range(12)]
+        await settle()
+        assert not any(each.done() for each in waiting)
+        for each in waiting:
+            each.cancel()
+
+    run(test())
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 
@@ -382,19 +418,22 @@ class Outcome:
     is_refused: bool
 
 
-Traffic = tuple[Tier, str, float]
-"""Tier, caller, requests a second."""
+class Traffic(NamedTuple):
+    tier: Tier
+    caller: str
+    per_second: float
+    prompt_tokens: int = DEMAND.prompt_tokens
 
 
 @cache
-def serve(*traffic: Traffic, seconds: float = 25) -> list[Outcome]:
+def serve(*traffic: Traffic, seconds: float = 25, chunk_tokens: int = STEP_TOKENS) -> list[Outcome]:
     """What becomes of open-loop traffic before an engine of about 3.6 answers a second."""
-    admission, outcomes = build_admission(), list[Outcome]()
+    admission, outcomes = build_admission(replace(CAPACITY, chunk_tokens=chunk_tokens)), list[Outcome]()
 
-    async def ask(engine: Engine, tier: Tier, caller: str) -> None:
+    async def ask(engine: Engine, tier: Tier, caller: str, prompt_tokens: int) -> None:
         now = asyncio.get_running_loop().time
         asked_at, first_word_at = now(), None
-        demand = replace(DEMAND, tier=tier, caller=caller, is_streamed=True)
+        demand = replace(DEMAND, tier=tier, caller=caller, prompt_tokens=prompt_tokens, is_streamed=True)
         try:
             place = await admission.enter(demand)
         except Overloaded:
@@ -411,13 +450,13 @@ def serve(*traffic: Traffic, seconds: float = 25) -> list[Outcome]:
         outcomes.append(Outcome(tier, caller, asked_at, first_word_at - asked_at, False))
 
     async def test() -> None:
-        engine, rng = Engine(SEQUENCES), random.Random(1)
+        engine, rng = Engine(SEQUENCES, chunk_tokens), random.Random(1)
         running = asyncio.create_task(engine.run())
         arrivals = sorted(arrival for each in traffic for arrival in arrivals_of(each, seconds, rng))
         async with asyncio.TaskGroup() as group:
-            for at, tier, caller in arrivals:
+            for at, each in arrivals:
                 await asyncio.sleep(at - asyncio.get_running_loop().time())
-                group.create_task(ask(engine, tier, caller))
+                group.create_task(ask(engine, each.tier, each.caller, each.prompt_tokens))
         running.cancel()
         assert engine.most_running <= SEQUENCES
         assert admission.load == Load()
@@ -426,12 +465,11 @@ def serve(*traffic: Traffic, seconds: float = 25) -> list[Outcome]:
     return outcomes
 
 
-def arrivals_of(traffic: Traffic, seconds: float, rng: random.Random) -> Iterable[tuple[float, Tier, str]]:
-    tier, caller, per_second = traffic
-    at = rng.expovariate(per_second)
+def arrivals_of(traffic: Traffic, seconds: float, rng: random.Random) -> Iterable[tuple[float, Traffic]]:
+    at = rng.expovariate(traffic.per_second)
     while at < seconds:
-        yield at, tier, caller
-        at += rng.expovariate(per_second)
+        yield at, traffic
+        at += rng.expovariate(traffic.per_second)
 
 
 def p95(values: Iterable[float]) -> float:
@@ -444,7 +482,7 @@ def goodput(outcomes: list[Outcome]) -> int:
 
 
 def test_overload_costs_nothing_of_what_is_served() -> None:
-    at_capacity, four_times, eight_times = (goodput(serve(("default", "key a", 3.6 * n))) for n in (1, 4, 8))
+    at_capacity, four_times, eight_times = (goodput(serve(Traffic("default", "key a", 3.6 * n))) for n in (1, 4, 8))
 
     assert at_capacity > 50
     assert four_times >= 0.9 * max(at_capacity, eight_times)
@@ -452,15 +490,15 @@ def test_overload_costs_nothing_of_what_is_served() -> None:
 
 
 def test_under_overload_refusals_come_at_once_and_the_first_word_in_time() -> None:
-    outcomes = serve(("default", "key a", 3.6 * 4))
+    outcomes = serve(Traffic("default", "key a", 3.6 * 4))
 
     assert p95(each.after_s for each in outcomes if each.is_refused) == 0
     assert p95(each.after_s for each in outcomes if not each.is_refused) <= 2.8
 
 
 def test_priority_does_not_feel_an_overload_of_default() -> None:
-    alone = serve(("priority", "key a", 0.5))
-    beside = serve(("priority", "key a", 0.5), ("default", "key a", 3.6 * 4))
+    alone = serve(Traffic("priority", "key a", 0.5))
+    beside = serve(Traffic("priority", "key a", 0.5), Traffic("default", "key a", 3.6 * 4))
     priority = [each for each in beside if each.tier == "priority"]
 
     assert not any(each.is_refused for each in priority)
@@ -468,12 +506,21 @@ def test_priority_does_not_feel_an_overload_of_default() -> None:
 
 
 def test_a_loud_caller_does_not_crowd_out_a_quiet_one() -> None:
-    outcomes = serve(("default", "key loud", 3.6 * 4), ("default", "key quiet", 0.5))
+    outcomes = serve(Traffic("default", "key loud", 3.6 * 4), Traffic("default", "key quiet", 0.5))
     quiet = [each for each in outcomes if each.caller == "key quiet"]
     loud = [each for each in outcomes if each.caller == "key loud"]
 
     assert sum(each.is_refused for each in quiet) <= 1  # nobody left it room yet
     assert p95(each.after_s for each in quiet) < 0.5 * p95(each.after_s for each in loud if not each.is_refused)
+
+
+def test_a_long_prompt_that_is_read_in_parts_keeps_fewer_short_ones_out() -> None:
+    traffic = Traffic("default", "key a", 1.2), Traffic("default", "key a", 0.1, prompt_tokens=1500)
+
+    whole, in_parts = (serve(*traffic, seconds=240, chunk_tokens=chunk) for chunk in (STEP_TOKENS, 96))
+
+    assert len(whole) > 300
+    assert sum(each.is_refused for each in in_parts) < 0.3 * sum(each.is_refused for each in whole)
 
 
 @settings(max_examples=30, deadline=None)
