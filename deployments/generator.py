@@ -74,13 +74,16 @@ class Generator(Replica):
 
     async def capacity(self) -> Capacity:
         vllm = self._engine.vllm_config
+        step_tokens = vllm.scheduler_config.max_num_batched_tokens
+        chunk_tokens = vllm.scheduler_config.long_prefill_token_threshold or math.inf
         return Capacity(
             sequences=vllm.scheduler_config.max_num_seqs,
             # None where the cache is not made of blocks.
             tokens=vllm.cache_config.kv_cache_size_tokens or math.inf,
-            step_tokens=vllm.scheduler_config.max_num_batched_tokens,
-            chunk_tokens=vllm.scheduler_config.long_prefill_token_threshold or math.inf,
+            step_tokens=step_tokens,
             block_tokens=vllm.cache_config.block_size or 1,
+            chunk_tokens=chunk_tokens,
+            long_prompts=max(step_tokens // chunk_tokens - 1, 1),
         )
 
     async def ready(self) -> None:

@@ -2,9 +2,9 @@
 
 What is inside is counted in sequences and in tokens of the engine's cache: a prompt, and as much of an answer as
 answers have taken of late. No more prompts are let in than the engine reads in one step, so that none waits long for
-its first word. Who finds no room is let in by tier, and within a tier in turns between callers. How long that takes is
-forecast from what is inside and from the engine's pace, so that who would wait too long is refused before anything
-has been done for it.
+its first word; of long ones, which it reads in parts, only so many that short ones are read beside them. Who finds no
+room is let in by tier, and within a tier in turns between callers. How long that takes is forecast from what is inside
+and from the engine's pace, so that who would wait too long is refused before anything has been done for it.
 
 For one event loop, which is the only lock. A step takes a time that grows with the number of tiers and callers; only a
 forecast looks at all that is inside.
@@ -128,10 +128,10 @@ class Admission:
         request = self.inside.build_request(demand)
         self.inside.want(request)
         tier, queue, waited_s = demand.tier, self._queues[demand.tier], 0.0
-        if self._may_enter(request):
-            queue.charge(request.caller, request.load)
-            self._let_in(request)
-        else:
+        queue.add(request)
+        self._let_waiting_in()
+        if not request.admitted.done():
+            queue.remove(request)
             self._refuse_the_late(request)
             queue.add(request)
             waited_s = await self._wait(request)
@@ -150,8 +150,7 @@ class Admission:
     async def _wait(self, request: Request) -> float:
         """Until it is let in. Returns how long that took."""
         loop = asyncio.get_running_loop()
-        began, request.admitted = loop.time(), loop.create_future()
-        self._let_waiting_in()
+        began = loop.time()
         is_background = request.demand.tier == "background"
         try:
             async with asyncio.timeout(BACKGROUND_WAIT_S if is_background else self._settings.max_wait_s):
@@ -177,46 +176,34 @@ class Admission:
 
     # --- turns ----------------------------------------------------------------------------------
 
-    def _may_enter(self, request: Request) -> bool:
-        tier = request.demand.tier
-        if self._is_owed(tier, request.load):
-            return True
-        if self._is_anybody_before(tier):
-            return False
-        return self.inside.fits(tier, request.load) and self.inside.leaves_room(request)
-
     def _is_owed(self, tier: Tier, load: Load) -> bool:
         return tier == "background" and not self._queues[tier] and self.inside.is_owed(load)
 
     def _is_anybody_before(self, tier: Tier) -> bool:
         return any(self._queues[each] for each in TIERS[: TIERS.index(tier) + 1])
 
-    def _let_in(self, request: Request) -> None:
-        self.inside.add(request)
-        self._metrics.add(ADMITTED, model=self._model_id, tier=request.demand.tier)
-
     def _let_waiting_in(self) -> None:
         """Those whose turn it is."""
         while request := self._next():
             self._queues[request.demand.tier].serve(request)
-            self._let_in(request)
-            assert request.admitted, "it has waited"
+            self.inside.add(request)
+            self._metrics.add(ADMITTED, model=self._model_id, tier=request.demand.tier)
             if not request.admitted.done():  # or it has just been cancelled, and leaves
                 request.admitted.set_result(None)
 
     def _next(self) -> Request | None:
-        """Where one finds no room nobody overtakes it, unless it has to leave room for just that one.
-
-        Nor does background work wait for others with what it is owed.
+        """Where one finds no room only those overtake it who take nothing of what it waits for, as short prompts and
+        long ones do, or for whom it has to leave room. Nor does background work wait for others with what it is owed.
         """
         for request in self._queues["background"].heads()[:1]:
             if self.inside.is_owed(request.load):
                 return request
         queue = next((queue for queue in self._queues.values() if queue), None)
+        before = Load()
         for request in queue.heads() if queue else ():
-            if not self.inside.fits(request.demand.tier, request.load):
-                return None
-            if self.inside.leaves_room(request):
+            if not self.inside.fits(request.demand.tier, request.load, before):
+                before += request.load
+            elif self.inside.leaves_room(request):
                 return request
         return None
 

@@ -57,7 +57,7 @@ class Callers:
         one = 1 / sum(weights.values())
         if len(about) < 2:
             return Load()
-        kept = Load(unread=room.unread)
+        kept = room - room.read()
         for name, use in about.items():
             sequences, tokens = room.sequences * weights[name] * one, room.tokens * weights[name] * one
             if name == caller and use.inside.sequences < sequences and use.inside.tokens < tokens:

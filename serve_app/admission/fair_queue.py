@@ -5,6 +5,7 @@ time of a clock that ticks with the work done; each of its requests moves the ta
 caller with the lowest tag is next. One that asks seldom is soon served; one that asks much waits behind itself.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,9 +30,15 @@ class _Flow(Generic[T]):
 
     tag: float = 0.0
     """When its next request may be served, on the queue's clock."""
-    waiting: OrderedDict[T, None] = field(default_factory=OrderedDict)
+    short: OrderedDict[T, int] = field(default_factory=OrderedDict)
+    """Those who wait, with their numbers."""
+    long: OrderedDict[T, int] = field(default_factory=OrderedDict)
+    """And those whose prompts are long: they wait for what short ones do not need."""
     load: Load = field(default_factory=Load)
     """Of those who wait, and of those who are expected."""
+
+    def lane(self, waiter: T) -> OrderedDict[T, int]:
+        return self.long if waiter.load.long_prompts else self.short
 
 
 class FairQueue(Generic[T]):
@@ -48,6 +55,7 @@ class FairQueue(Generic[T]):
         self._flows: dict[str, _Flow[T]] = {}
         self._clock = 0.0
         self._waiting = 0
+        self._numbers = itertools.count()
 
     def __len__(self) -> int:
         """How many wait."""
@@ -55,23 +63,28 @@ class FairQueue(Generic[T]):
 
     def add(self, waiter: T) -> None:
         flow = self._flow(waiter.caller)
-        if not flow.waiting:
+        if not (flow.short or flow.long):
             flow.tag = max(flow.tag, self._clock)
-        flow.waiting[waiter] = None
+        flow.lane(waiter)[waiter] = next(self._numbers)
         self._waiting += 1
         self._count(flow, waiter.load)
 
     def remove(self, waiter: T) -> None:
         """It does not wait any more, and has not been served."""
         flow = self._flow(waiter.caller)
-        del flow.waiting[waiter]
+        del flow.lane(waiter)[waiter]
         self._waiting -= 1
         self._count(flow, waiter.load * -1)
 
     def heads(self) -> list[T]:
-        """Each caller's first, in the order of their turns."""
-        waiting = (flow for flow in self._flows.values() if flow.waiting)
-        return [next(iter(flow.waiting)) for flow in sorted(waiting, key=lambda flow: flow.tag)]
+        """Each caller's first of either kind, in the order of their turns, and then of their coming."""
+        firsts = []
+        for flow in self._flows.values():
+            for lane in (flow.short, flow.long):
+                if lane:
+                    waiter, number = next(iter(lane.items()))
+                    firsts.append((flow.tag, number, waiter))
+        return [waiter for _, _, waiter in sorted(firsts, key=lambda first: first[:2])]
 
     def serve(self, waiter: T) -> None:
         """The turn of one of the heads has come."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from dataclasses import replace
 
 from serve_app.admission.callers import Callers
 from serve_app.admission.forecast import tokens_until_free
@@ -23,8 +22,9 @@ _FIRST_GUESS_TOKENS = 128
 _NEWEST_WEIGHS = 0.05
 _PRIORITY_STAYS_S = 30.0
 """So long after a priority request the next one is reckoned with."""
-_BOUNDLESS = Load(1e12, 1e12, 1e12)
+_BOUNDLESS = Load(1e12, 1e12, 1e12, 1e12)
 """Infinity cannot be taken from itself."""
+_NOTHING = Load()
 
 
 class Request:
@@ -34,8 +34,7 @@ class Request:
 
     def __init__(self, demand: Demand, answer_tokens: int, load: Load) -> None:
         self.demand, self.answer_tokens, self.load = demand, answer_tokens, load
-        self.admitted: asyncio.Future[None] | None = None
-        """Of one that has to wait."""
+        self.admitted = asyncio.get_running_loop().create_future()
         self.began = 0.0
         self.written_tokens = 0
         """Of all its answers together."""
@@ -54,6 +53,8 @@ class Inside:
         self._callers = {tier: Callers() for tier in TIERS}
         self._pace = Pace()
         self._reading_pace = Pace()
+        self._long_reading_pace = Pace()
+        """In prompts, where that of writing and of other reading is in tokens."""
         self._answer_tokens = float(_FIRST_GUESS_TOKENS)
         self._answer_pace = 0.0
         """Seconds a token of the last whole answers."""
@@ -70,7 +71,7 @@ class Inside:
         """How much of an engine, or several, one of so many gateways may fill with requests of every tier."""
         capacity = capacity or Capacity(math.inf, math.inf, math.inf)
         sequences, tokens = limits.requests or _OPEN_TO_ALL * capacity.sequences, limits.tokens or capacity.tokens
-        room = Load(sequences, tokens, capacity.step_tokens) * (1 / gateways)
+        room = Load(sequences, tokens, capacity.step_tokens, capacity.long_prompts) * (1 / gateways)
         self._open = room.at_most(_BOUNDLESS)
         self._block_tokens, self._chunk_tokens = capacity.block_tokens, capacity.chunk_tokens
         self._beside_priority = settings.beside_priority
@@ -83,7 +84,10 @@ class Inside:
         # The prompt is in the cache once, however many its answers are; and whole blocks are given out.
         tokens = self._in_blocks(demand.prompt_tokens + answer_tokens)
         tokens += (demand.answers - 1) * self._in_blocks(answer_tokens)
-        load = Load(demand.answers, tokens, min(demand.prompt_tokens, self._chunk_tokens) if demand.is_streamed else 0)
+        load = Load(demand.answers, tokens)
+        if demand.is_streamed:
+            is_long = demand.prompt_tokens > self._chunk_tokens
+            load += Load(long_prompts=1) if is_long else Load(unread=demand.prompt_tokens)
         return Request(demand, answer_tokens, load)
 
     # --- coming and going -----------------------------------------------------------------------
@@ -102,15 +106,17 @@ class Inside:
 
     def write(self, request: Request, tokens: int) -> bool:
         """So many more are written. Whether there is more room: with the first of them the prompt is read."""
-        unread = request.load.unread
-        if unread:
+        load = request.load
+        is_first = load.unread + load.long_prompts > 0
+        if is_first:
             self._advance_paces()
-            self._reading_pace.wrote(unread)
-            self._count(request, Load(unread=-unread))
-            request.load = replace(request.load, unread=0)
+            self._reading_pace.wrote(load.unread)
+            self._long_reading_pace.wrote(load.long_prompts)
+            self._count(request, load.read() - load)
+            request.load = load.read()
         request.written_tokens += tokens
         self._pace.wrote(tokens)
-        return unread > 0
+        return is_first
 
     def learn(self, request: Request) -> None:
         """How long answers are, and take. One that had to be short says nothing of the others' length."""
@@ -128,10 +134,9 @@ class Inside:
 
     # --- room and time --------------------------------------------------------------------------
 
-    def fits(self, tier: Tier, load: Load) -> bool:
-        # Alone everything fits: what is too large for the engine it says itself.
-        room = self._room(tier)
-        return (self.load + load.at_most(room)).fits(room)
+    def fits(self, tier: Tier, load: Load, before: Load = _NOTHING) -> bool:
+        """Whether there is room for it, and for what is to come `before` it."""
+        return _fits(load, self.load + before, self._room(tier))
 
     def usual_load(self) -> Load:
         """Of a request about whose prompt nothing is known."""
@@ -139,25 +144,24 @@ class Inside:
 
     def is_owed(self, load: Load) -> bool:
         """Whether there is a place for this background work, however many others are inside or wait."""
-        share = replace(self._open * _OWED_TO_BACKGROUND, unread=math.inf)
-        return (self._background + load.at_most(share)).fits(share)
+        return _fits(load.read(), self._background, self._open * _OWED_TO_BACKGROUND)
 
     def leaves_room(self, request: Request) -> bool:
         """For its tier's other callers."""
-        room = self._room_beside_others(request)
-        return (self.load + request.load.at_most(room)).fits(room)
+        return _fits(request.load, self.load, self._room_beside_others(request))
 
     def seconds_until(self, request: Request, ahead: Load) -> float | None:
         """When it would come in, after what is ahead of it. None if there is nothing to judge by."""
         room = self._room_beside_others(request)
-        first = self.load + request.load.at_most(room) - room
-        missing = first + ahead
+        first = (self.load + request.load.at_most(room) - room).where(request.load)
+        missing = first + ahead.where(request.load)
         if missing.fits(Load()):
             return 0.0
         if not self._requests or self._seconds_per_token() is None:
             # As many may wait as there is room for.
             return 0.0 if missing.fits(room) else None
         reading_s = max(missing.unread, 0.0) * (self._reading_pace.seconds_per_token or 0.0)
+        reading_s += max(missing.long_prompts, 0.0) * (self._long_reading_pace.seconds_per_token or 0.0)
         return max(self._seconds_until_free(missing), self._seconds_until_free(first) + reading_s)
 
     def answer_seconds(self, request: Request) -> float:
@@ -170,7 +174,7 @@ class Inside:
         if tier == "priority" or _now() >= self._priority_until:
             return room
         # And prompts are read one by one.
-        return replace(room * self._beside_priority, unread=0)
+        return (room * self._beside_priority).read()
 
     def _room_beside_others(self, request: Request) -> Load:
         room = self._room(request.demand.tier)
@@ -178,7 +182,7 @@ class Inside:
 
     def _seconds_until_free(self, missing: Load) -> float:
         """Until so much has left, of sequences and of the cache."""
-        missing = replace(missing, unread=0)
+        missing = missing.read()
         if missing.fits(Load()):
             return 0.0
         pace, now = self._seconds_per_token() or 0.0, _now()
@@ -201,7 +205,9 @@ class Inside:
     def _advance_paces(self) -> None:
         now = _now()
         self._pace.advance(now, self.load.sequences)
+        # An engine that has little to read does not read slowly.
         self._reading_pace.advance(now, min(self.load.unread / self._open.unread, 1.0))
+        self._long_reading_pace.advance(now, min(self.load.long_prompts / self._open.long_prompts, 1.0))
 
     def _count(self, request: Request, load: Load) -> None:
         self.load += load
@@ -211,6 +217,11 @@ class Inside:
 
     def _in_blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens) * self._block_tokens
+
+
+def _fits(load: Load, taken: Load, room: Load) -> bool:
+    # Alone everything fits: what is too large for the engine it says itself.
+    return (taken + load.at_most(room)).where(load).fits(room)
 
 
 def _now() -> float:

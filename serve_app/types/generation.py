@@ -39,7 +39,9 @@ class Capacity:
     block_tokens: int = 1
     """The cache is given out in blocks of so many."""
     chunk_tokens: float = math.inf
-    """Of one prompt, that go through the model at once."""
+    """Of one prompt, that go through the model at once. A prompt of more is a long one."""
+    long_prompts: float = math.inf
+    """That are read at once, and short ones beside them."""
 
     def __add__(self, other: "Capacity") -> "Capacity":
         """Of replicas of one model."""
@@ -49,4 +51,5 @@ class Capacity:
             self.step_tokens + other.step_tokens,
             self.block_tokens,
             self.chunk_tokens,
+            self.long_prompts + other.long_prompts,
         )

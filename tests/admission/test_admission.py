@@ -271,11 +271,38 @@ async def read(admission: Admission, demand: Demand, seconds: float) -> Place:
 
 def test_of_a_long_prompt_a_part_is_read_beside_others() -> None:
     async def test() -> None:
-        admission = build_admission(replace(CAPACITY, chunk_tokens=96))
-        streamed = replace(DEMAND, is_streamed=True)
-        assert len(await fill(admission, replace(streamed, prompt_tokens=2000))) == 2
-        assert len(await fill(admission, streamed)) == 1
-        assert admission.load.unread == 2 * 96 + 45
+        admission = build_admission(replace(CAPACITY, chunk_tokens=96, long_prompts=2))
+        short = replace(DEMAND, is_streamed=True)
+        long = replace(short, prompt_tokens=2000)
+        places = [await admission.enter(long) for _ in range(2)]
+        waiting = asyncio.create_task(admission.enter(long))
+        await settle()
+        assert not waiting.done()
+
+        # Who has little to be read passes, and takes nothing that the long one waits for.
+        assert len(await fill(admission, short)) == 256 // 45
+        assert not waiting.done()
+        places[0].wrote(1)
+        await settle()
+        assert waiting.done()
+
+    run(test())
+
+
+def test_no_short_prompt_takes_the_place_or_the_cache_that_a_long_one_waits_for() -> None:
+    async def test() -> None:
+        admission = build_admission(Capacity(5, tokens=2200, step_tokens=256, chunk_tokens=96, long_prompts=2))
+        short = replace(DEMAND, is_streamed=True)
+        others = await fill(admission, short, most=2)
+        waiting = asyncio.create_task(admission.enter(replace(short, prompt_tokens=2100)))
+        await settle()
+        assert not waiting.done()
+
+        assert not await fill(admission, short)
+        for place in others:
+            place.leave()
+        await settle()
+        assert waiting.done()
 
     run(test())
 
@@ -412,6 +439,7 @@ def test_an_id_that_comes_twice_leaves_nothing_expected() -> None:
 class Outcome:
     tier: Tier
     caller: str
+    prompt_tokens: int
     asked_at: float
     after_s: float
     """Until the first word, or the refusal."""
@@ -426,9 +454,9 @@ class Traffic(NamedTuple):
 
 
 @cache
-def serve(*traffic: Traffic, seconds: float = 25, chunk_tokens: int = STEP_TOKENS) -> list[Outcome]:
+def serve(*traffic: Traffic, seconds: float = 25, capacity: Capacity = CAPACITY) -> list[Outcome]:
     """What becomes of open-loop traffic before an engine of about 3.6 answers a second."""
-    admission, outcomes = build_admission(replace(CAPACITY, chunk_tokens=chunk_tokens)), list[Outcome]()
+    admission, outcomes = build_admission(capacity), list[Outcome]()
 
     async def ask(engine: Engine, tier: Tier, caller: str, prompt_tokens: int) -> None:
         now = asyncio.get_running_loop().time
@@ -437,7 +465,7 @@ def serve(*traffic: Traffic, seconds: float = 25, chunk_tokens: int = STEP_TOKEN
         try:
             place = await admission.enter(demand)
         except Overloaded:
-            outcomes.append(Outcome(tier, caller, asked_at, now() - asked_at, True))
+            outcomes.append(Outcome(tier, caller, prompt_tokens, asked_at, now() - asked_at, True))
             return
         words = engine.ask(demand.prompt_tokens, demand.max_tokens)
         for _ in range(demand.max_tokens):
@@ -447,10 +475,10 @@ def serve(*traffic: Traffic, seconds: float = 25, chunk_tokens: int = STEP_TOKEN
         place.ended()
         place.leave()
         assert first_word_at
-        outcomes.append(Outcome(tier, caller, asked_at, first_word_at - asked_at, False))
+        outcomes.append(Outcome(tier, caller, prompt_tokens, asked_at, first_word_at - asked_at, False))
 
     async def test() -> None:
-        engine, rng = Engine(SEQUENCES, chunk_tokens), random.Random(1)
+        engine, rng = Engine(SEQUENCES, capacity.chunk_tokens), random.Random(1)
         running = asyncio.create_task(engine.run())
         arrivals = sorted(arrival for each in traffic for arrival in arrivals_of(each, seconds, rng))
         async with asyncio.TaskGroup() as group:
@@ -514,13 +542,22 @@ def test_a_loud_caller_does_not_crowd_out_a_quiet_one() -> None:
     assert p95(each.after_s for each in quiet) < 0.5 * p95(each.after_s for each in loud if not each.is_refused)
 
 
-def test_a_long_prompt_that_is_read_in_parts_keeps_fewer_short_ones_out() -> None:
-    traffic = Traffic("default", "key a", 1.2), Traffic("default", "key a", 0.1, prompt_tokens=1500)
+def test_long_prompts_keep_no_short_ones_out() -> None:
+    short, long = Traffic("default", "key a", 1.2), Traffic("default", "key a", 0.1, prompt_tokens=1500)
 
-    whole, in_parts = (serve(*traffic, seconds=240, chunk_tokens=chunk) for chunk in (STEP_TOKENS, 96))
+    def serve_both(capacity: Capacity) -> tuple[list[Outcome], list[Outcome]]:
+        outcomes = serve(short, long, seconds=240, capacity=capacity)
+        assert len(outcomes) > 300
+        kinds = [[each for each in outcomes if each.prompt_tokens == kind.prompt_tokens] for kind in (short, long)]
+        return kinds[0], kinds[1]
 
-    assert len(whole) > 300
-    assert sum(each.is_refused for each in in_parts) < 0.3 * sum(each.is_refused for each in whole)
+    short_in_turn, _ = serve_both(CAPACITY)
+    short_beside, long_beside = serve_both(replace(CAPACITY, chunk_tokens=96, long_prompts=1))
+
+    assert sum(each.is_refused for each in short_in_turn) > 0.1 * len(short_in_turn)
+    assert not any(each.is_refused for each in short_beside)
+    assert p95(each.after_s for each in short_beside) < 1
+    assert sum(each.is_refused for each in long_beside) < 0.3 * len(long_beside)
 
 
 @settings(max_examples=30, deadline=None)

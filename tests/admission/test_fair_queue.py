@@ -11,10 +11,11 @@ from serve_app.admission.load import Load
 class Waiting:
     caller: str
     tokens: int
+    long_prompts: int = 0
 
     @property
     def load(self) -> Load:
-        return Load(1, self.tokens)
+        return Load(1, self.tokens, long_prompts=self.long_prompts)
 
 
 def serve_all(queue: FairQueue[Waiting]) -> list[Waiting]:
@@ -55,6 +56,19 @@ def test_a_caller_is_not_credited_for_the_time_in_which_it_asked_nothing() -> No
     first = [each.caller for each in serve_all(queue)][:4]
 
     assert first.count("a") == 2
+
+
+def test_a_callers_first_of_either_kind_is_a_head() -> None:
+    queue = FairQueue[Waiting]()
+    long, other_long = (Waiting("a", 2000, long_prompts=1) for _ in range(2))
+    short, other_short = (Waiting("a", 100) for _ in range(2))
+    for waiter in (long, other_long, short, other_short):
+        queue.add(waiter)
+
+    assert queue.heads() == [long, short]
+    queue.serve(short)
+    assert queue.heads() == [long, other_short]
+    assert serve_all(queue) == [long, other_long, other_short]
 
 
 def test_who_gives_up_leaves_nothing_behind() -> None:

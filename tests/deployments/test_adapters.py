@@ -313,7 +313,7 @@ class Broadcast:
 
 
 async def test_capacities_are_of_all_replicas_that_answer() -> None:
-    one = Capacity(sequences=40, tokens=8000, step_tokens=256, block_tokens=16, chunk_tokens=96)
+    one = Capacity(sequences=40, tokens=8000, step_tokens=256, block_tokens=16, chunk_tokens=96, long_prompts=2)
     handles = {
         "two": Broadcast([one, ActorDiedError(), one]),
         "none": Broadcast([ActorDiedError()]),
@@ -324,7 +324,7 @@ async def test_capacities_are_of_all_replicas_that_answer() -> None:
     capacities = await read_capacities(cast("dict[str, DeploymentHandle[Any]]", handles))
 
     assert capacities == {
-        "two": Capacity(sequences=80, tokens=16000, step_tokens=512, block_tokens=16, chunk_tokens=96)
+        "two": Capacity(sequences=80, tokens=16000, step_tokens=512, block_tokens=16, chunk_tokens=96, long_prompts=4)
     }
 
 
