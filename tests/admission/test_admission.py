@@ -352,6 +352,24 @@ def test_who_would_wait_too_long_is_refused_at_once_and_told_for_how_long() -> N
     run(test())
 
 
+def test_a_long_prompt_may_wait_until_another_is_read() -> None:
+    async def ask(max_wait_s: float) -> bool:
+        admission = build_admission(replace(CAPACITY, chunk_tokens=96, long_prompts=1), max_wait_s=max_wait_s)
+        long = replace(DEMAND, is_streamed=True, prompt_tokens=2000)
+        await read(admission, long, seconds=2)
+        await admission.enter(long)
+        waiting = asyncio.create_task(admission.enter(long))
+        await settle()
+        is_refused = waiting.done()
+        waiting.cancel()
+        with suppress(asyncio.CancelledError, Overloaded):
+            await waiting
+        return is_refused
+
+    assert run(ask(max_wait_s=3.0))
+    assert not run(ask(max_wait_s=3.5))
+
+
 def test_who_would_be_done_too_late_for_its_client_is_refused_at_once() -> None:
     async def test() -> None:
         admission = build_admission(max_wait_s=10)
