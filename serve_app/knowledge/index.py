@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.index import FTS, Bitmap, BTree, IvfRq
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from serve_app.errors import InternalError
 from serve_app.knowledge import maintenance
@@ -200,8 +201,18 @@ class IndexWriter:
     def drop_table(self, name: str) -> None:
         """Also one that is damaged: it is not opened first."""
         with self.lock:
-            self._database.drop_table(checked(name), ignore_missing=True)
+            self._remove_table(checked(name))
             self._synced.pop(name, None)
+
+    # Maintenance is not done under the lock, and may write a file while the folder is being emptied.
+    @retry(
+        retry=retry_if_exception_message(match=r"(?s).*Directory not empty"),
+        wait=wait_fixed(0.05),
+        stop=stop_after_delay(5),
+        reraise=True,
+    )
+    def _remove_table(self, name: str) -> None:
+        self._database.drop_table(name, ignore_missing=True)
 
     def maintain_next(self) -> bool:
         """Do for some store what can wait least, and return whether there was anything.

@@ -1,5 +1,8 @@
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -349,6 +352,27 @@ async def test_open_reader_notices_that_a_store_was_dropped_and_made_anew(store:
     store.add("file-2", "new")
 
     assert [passage.text for passage in await store.search("new", ranking=Ranking())] == ["new"]
+
+
+async def test_a_store_can_be_dropped_while_its_indices_are_being_written(store: Store, tmp_path: Path) -> None:
+    store.add("file-1", "old")
+    indices = tmp_path / "vectors" / f"{STORE}.lance" / "_indices"
+    until = time.monotonic() + 0.5
+
+    def write() -> None:
+        number = 0
+        while time.monotonic() < until:
+            number += 1
+            with suppress(FileNotFoundError):
+                indices.mkdir(parents=True, exist_ok=True)
+                (indices / str(number)).touch()
+
+    writing = asyncio.create_task(asyncio.to_thread(write))
+    await asyncio.sleep(0.05)
+    await asyncio.to_thread(store.writer.drop, STORE)
+    await writing
+
+    assert await store.search("old", ranking=Ranking()) == ()
 
 
 def test_changes_to_what_is_not_there_do_nothing(store: Store) -> None:
