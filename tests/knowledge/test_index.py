@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Event
 from typing import Literal
 
 import lancedb
@@ -357,7 +358,7 @@ async def test_open_reader_notices_that_a_store_was_dropped_and_made_anew(store:
 async def test_a_store_can_be_dropped_while_its_indices_are_being_written(store: Store, tmp_path: Path) -> None:
     store.add("file-1", "old")
     indices = tmp_path / "vectors" / f"{STORE}.lance" / "_indices"
-    until = time.monotonic() + 0.5
+    has_begun, until = Event(), time.monotonic() + 0.5
 
     def write() -> None:
         number = 0
@@ -366,9 +367,10 @@ async def test_a_store_can_be_dropped_while_its_indices_are_being_written(store:
             with suppress(OSError):
                 indices.mkdir(parents=True, exist_ok=True)
                 (indices / str(number)).touch()
+            has_begun.set()
 
     writing = asyncio.create_task(asyncio.to_thread(write))
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(has_begun.wait)
     await asyncio.to_thread(store.writer.drop, STORE)
     await writing
 
