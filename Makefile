@@ -45,7 +45,7 @@ eval: setup ## Measure the answers' quality on the evaluation data
 	$(BIN)/python -m bench.eval
 
 bench: setup ## Measure all that can be measured here, into bench/report/
-	$(BIN)/python -m bench.report $(BENCH_ARGS)
+	RAYCONTEUR_CONFIG=$(CONFIG) $(BIN)/python -m bench.report $(BENCH_ARGS)
 
 hooks: tools ## Run the same checks before every commit
 	$(BIN)/pre-commit install

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import mean, median
 
 import psutil
@@ -41,7 +40,7 @@ from bench.openloop import (
     summarize,
 )
 from bench.processes import rss_mb
-from bench.servers import OURS, ROOT, Server, read_config, servers, started
+from bench.servers import OURS, Server, served_model, servers, started
 
 BEFORE_NEXT_S = 3
 HEADER = (
@@ -95,7 +94,6 @@ def of_all_rounds(phases: Sequence[Phase]) -> list[Phase]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "serve_config.yaml")
     parser.add_argument("--only", help="run only servers whose name holds this")
     parser.add_argument("--loads", type=float, nargs="+", default=[1, 2, 4, 8], help="multiples of the capacity")
     parser.add_argument("--rounds", type=int, default=2, help="how often each load has its turn")
@@ -103,15 +101,14 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=20, help="seconds before them: more than an answer takes")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parse_arguments(parser)
-    generator, engine_environment = read_config(arguments.config)
     yardstick: Yardstick | None = None
     phases: dict[str, list[Phase]] = {}
     try:
-        for server in reversed(servers(arguments.config, generator, engine_environment)):
+        for server in reversed(servers()):
             if arguments.only and arguments.only.lower() not in server.name.lower():
                 continue
             with started(server) as process:
-                yardstick, measured = asyncio.run(measure(server, process, generator.model_id, yardstick, arguments))
+                yardstick, measured = asyncio.run(measure(server, process, yardstick, arguments))
             phases[server.name] = measured
     finally:
         # Whoever of the others fails does not take with it what was measured before.
@@ -119,9 +116,10 @@ def main() -> None:
 
 
 async def measure(
-    server: Server, process: psutil.Process, model: str, yardstick: Yardstick | None, arguments: argparse.Namespace
+    server: Server, process: psutil.Process, yardstick: Yardstick | None, arguments: argparse.Namespace
 ) -> tuple[Yardstick, list[Phase]]:
     async with open_session() as session:
+        model = served_model(server.url)
         chats = Chats(session, server.url, model, "Before")
         unloaded_s = median(await measure_unloaded(chats.ask))
         print(f"{server.name}: unloaded, the first token comes after {1e3 * unloaded_s:.0f} ms")

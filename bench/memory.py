@@ -22,7 +22,7 @@ import openai
 
 from bench.eval import read_documents, read_lines, upload
 from bench.figures import found, parse_arguments
-from bench.servers import ROOT, VLLM, read_config, served, servers, started
+from bench.servers import ROOT, VLLM, served, served_model, servers, started
 
 TURNS = 10
 INSTRUCTIONS = "Answer at length, in several sentences."
@@ -46,11 +46,9 @@ def main() -> None:
     arguments = parse_arguments(parser)
     with served(arguments.url) as url:
         asyncio.run(measure(url, arguments))
-    config = ROOT / "serve_config.yaml"
-    generator, engine_environment = read_config(config)
-    vllm = next(each for each in servers(config, generator, engine_environment) if each.name == VLLM)
+    vllm = next(each for each in servers() if each.name == VLLM)
     with started(vllm):
-        asyncio.run(measure_vllm(vllm.url, generator.model_id, arguments))
+        asyncio.run(measure_vllm(vllm.url, served_model(vllm.url), arguments))
 
 
 async def measure(url: str, arguments: argparse.Namespace) -> None:

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 from bench.figures import found, parse_arguments
 from bench.load import Figures, run_load
-from bench.servers import OURS, ROOT, VLLM, Server, idle_ray, read_config, servers, started
+from bench.servers import OURS, VLLM, Server, idle_ray, served_model, servers, started
 
 BESIDE_RAY = f"{VLLM}, beside an idle Ray"
 STREAMS = (1, 8, 32)
@@ -24,18 +23,12 @@ STREAMS = (1, 8, 32)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "serve_config.yaml")
     parser.add_argument("--rounds", type=int, default=1, help="how often the three are run; medians are printed")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="so many at once")
     parser.add_argument("--max-tokens", type=int, help="of each answer (default: 16 of one stream, 48 of several)")
     parser.add_argument("--only", help="run only servers whose name holds this")
     arguments = parse_arguments(parser)
-    generator, engine_environment = read_config(arguments.config)
-    chosen = [
-        server
-        for server in servers(arguments.config, generator, engine_environment)
-        if not arguments.only or arguments.only.lower() in server.name.lower()
-    ]
+    chosen = [each for each in servers() if not arguments.only or arguments.only.lower() in each.name.lower()]
     rows: list[tuple[str, Server, Callable[[], AbstractContextManager[None]]]]
     rows = [(server.name, server, nullcontext) for server in chosen]
     rows[1:1] = [(BESIDE_RAY, server, idle_ray) for server in chosen if server.name == VLLM]
@@ -45,15 +38,15 @@ def main() -> None:
             with surroundings(), started(server):
                 for streams in arguments.streams:
                     max_tokens = arguments.max_tokens or (16 if streams == 1 else 48)
-                    figures = measure(server, generator.model_id, streams, max_tokens, f"round {round_number}")
+                    figures = measure(server, streams, max_tokens, f"round {round_number}")
                     print(f"{name}, {streams} streams: {figures}", file=sys.stderr, flush=True)
                     results.setdefault(name, {}).setdefault(streams, []).append(figures)
     print_table(results)
 
 
-def measure(server: Server, model: str, streams: int, max_tokens: int, salt: str) -> Figures:
+def measure(server: Server, streams: int, max_tokens: int, salt: str) -> Figures:
     """After as many answers that do not count: what a server does for the first time it is not judged by."""
-    load = partial(run_load, server.url, model, streams=streams)
+    load = partial(run_load, server.url, served_model(server.url), streams=streams)
     asyncio.run(load(requests=streams, max_tokens=16, salt=f"{salt} {streams} warm"))
     return asyncio.run(load(requests=max(24, 2 * streams), max_tokens=max_tokens, salt=f"{salt} {streams}"))
 

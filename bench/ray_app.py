@@ -5,7 +5,6 @@ It runs with what makes it fastest: HAProxy, Ray Serve's throughput mode, and no
 
 import signal
 import sys
-from pathlib import Path
 
 ENVIRONMENT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 """Read by Ray Serve when it is imported, and by all its processes: set it before this module is run."""
@@ -22,14 +21,14 @@ def main() -> None:
     from deployments.threads import openmp_threads
     from serve_app.models import resolve_model
 
-    generator, engine_environment = read_config(Path(sys.argv[1]))
+    generator, engine_environment, gpus = read_config()
     ray.init(address="local", num_cpus=2, include_dashboard=False)
-    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=int(sys.argv[2])))
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=int(sys.argv[1])))
     config = LLMConfig(
         model_loading_config={"model_id": generator.model_id, "model_source": resolve_model(generator.model_source)},
         engine_kwargs={"dtype": fastest_dtype()} | generator.engine,
-        accelerator_config={"kind": "cpu"},
-        placement_group_config={"bundle_per_worker": {"CPU": 1}},
+        accelerator_config={"kind": "gpu" if gpus else "cpu"},
+        placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}},
         # Ray would give OpenMP one thread, as many as the replica has CPUs.
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(openmp_threads()), **engine_environment}},
         experimental_configs={"stream_batching_interval_ms": 0},

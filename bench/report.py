@@ -4,7 +4,8 @@ Runs each bench as a command of its own, within a time budget, and writes after 
 `bench/report/report.md` with a table of what was asked and what was found, `goodput.svg` and `latency.svg`. What a
 bench found is kept in `bench/report/NAME.json`, so that `--only` renews some lines and leaves the others, each with its
 commit and machine. `--quick` runs short forms, which say that everything works and no more; they are written into
-`bench/report/quick/`. A bench that fails or runs out of time is a line of the table, too.
+`bench/report/quick/`. A bench that fails or runs out of time is a line of the table, too. What is served is
+`serve_config.yaml`, or the YAML that `RAYCONTEUR_CONFIG` names: its report goes into a folder with that one's name.
 """
 
 import argparse
@@ -31,8 +32,11 @@ import psutil
 from bench.figures import Figure
 from bench.plots import draw_plots
 from bench.servers import OURS, ROOT
+from tests.served.application import CONFIG
 
 FOLDER = ROOT / "bench" / "report"
+IS_SHIPPED = CONFIG == ROOT / "serve_config.yaml"
+"""Whether this is what is served."""
 END_S = 150
 """For a bench that is told to end to stop what it has started."""
 
@@ -104,7 +108,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="short forms, into a folder of their own")
     arguments = parser.parse_args()
     chosen = [bench for bench in BENCHES if not arguments.only or bench.name in arguments.only]
-    folder = FOLDER / "quick" if arguments.quick else FOLDER
+    folder = FOLDER if IS_SHIPPED else FOLDER / CONFIG.stem
+    folder = folder / "quick" if arguments.quick else folder
     folder.mkdir(parents=True, exist_ok=True)
     for number, bench in enumerate(chosen, 1):
         say(f"[{number}/{len(chosen)}] {bench.name}, at most {minutes(bench.budget_s)}")
@@ -123,6 +128,7 @@ def run_bench(bench: Bench, *, quick: bool) -> Run:
     shown = " ".join(
         [*(f"{name}={value}" for name, value in bench.environment.items()), f"python -m bench.{bench.name}", *given]
     )
+    shown = shown if IS_SHIPPED else f"RAYCONTEUR_CONFIG={CONFIG.name} {shown}"
     with tempfile.TemporaryDirectory() as folder:
         found, output = Path(folder, "figures.json"), Path(folder, "output.md")
         command = [sys.executable, "-m", f"bench.{bench.name}", *given, "--json", str(found)]
@@ -226,7 +232,16 @@ def describe_machine() -> str:
     # It decides more than the name does: both models run in bfloat16 where the CPU multiplies in it, else in float32.
     bfloat16 = "with" if "avx512_bf16" in told else "without"
     memory_gib = psutil.virtual_memory().total / 2**30
-    return f"{len(os.sched_getaffinity(0))} cores of {name} {bfloat16} bfloat16, {memory_gib:.0f} GiB"
+    gpus = "".join(f", {gpu}" for gpu in name_gpus())
+    return f"{len(os.sched_getaffinity(0))} cores of {name} {bfloat16} bfloat16, {memory_gib:.0f} GiB{gpus}"
+
+
+def name_gpus() -> list[str]:
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+    except (OSError, subprocess.CalledProcessError):
+        return []
 
 
 # --- writing ------------------------------------------------------------------------------------

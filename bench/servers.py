@@ -21,7 +21,7 @@ from bench.ray_app import ENVIRONMENT as RAY_APP_ENVIRONMENT
 from serve_app.cli.cluster import Ports, RayHead, free_ports
 from serve_app.config import AppConfig, GeneratorConfig
 from serve_app.models import resolve_model
-from tests.served.application import serving
+from tests.served.application import CONFIG, serving
 
 ROOT = Path(__file__).resolve().parent.parent
 VLLM, RAY_APP, OURS = "vLLM's own server", "Ray's LLM app", "Rayconteur"
@@ -38,23 +38,26 @@ class Server:
     ready_path: str
 
 
-def read_config(path: Path) -> tuple[GeneratorConfig, dict[str, str]]:
-    """The generator's arguments, and the environment that its replicas get."""
-    application = yaml.safe_load(path.read_text())["applications"][0]
-    replica = next(each for each in application["deployments"] if each["name"] == "Generator")
-    environment = replica["ray_actor_options"].get("runtime_env", {}).get("env_vars", {})
-    return AppConfig.model_validate(application["args"]).generator, environment
+def read_config() -> tuple[GeneratorConfig, dict[str, str], float]:
+    """The generator's arguments, and its replicas' environment and share of a GPU."""
+    application = yaml.safe_load(CONFIG.read_text())["applications"][0]
+    deployment = next(each for each in application["deployments"] if each["name"] == "Generator")
+    options = deployment["ray_actor_options"]
+    environment = options.get("runtime_env", {}).get("env_vars", {})
+    return AppConfig.model_validate(application["args"]).generator, environment, options.get("num_gpus", 0)
 
 
-def servers(config_path: Path, generator: GeneratorConfig, engine_environment: dict[str, str]) -> list[Server]:
+def servers() -> list[Server]:
+    """Each with the model and the engine arguments of `CONFIG`."""
     # It imports Ray, which takes seconds, and who only starts Rayconteur needs neither.
     from deployments.generator import engine_command_line
 
+    generator, engine_environment, _ = read_config()
     python = sys.executable
     engine_line = engine_command_line(generator, resolve_model(generator.model_source))
     vllm = [python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", "8101", *engine_line]
-    ray_app = [python, "-m", "bench.ray_app", str(config_path), "8102"]
-    rayconteur = [python, "-m", "serve_app.cli", "serve", str(config_path)]
+    ray_app = [python, "-m", "bench.ray_app", "8102"]
+    rayconteur = [python, "-m", "serve_app.cli", "serve", str(CONFIG)]
     return [
         Server(VLLM, vllm, engine_environment, "http://127.0.0.1:8101", "/health"),
         Server(RAY_APP, ray_app, RAY_APP_ENVIRONMENT, "http://127.0.0.1:8102", "/v1/models"),

@@ -22,6 +22,8 @@ from serve_app.config import AppConfig
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
+CONFIG = Path(os.environ.get("RAYCONTEUR_CONFIG") or ROOT / "serve_config.yaml").absolute()
+"""What is served."""
 START_TIMEOUT_S = 420
 RESTART_TIMEOUT_S = 360
 PORT, DASHBOARD_PORT, RAY_PORT = 8017, 8277, 6397
@@ -107,11 +109,11 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
 
 @contextmanager
 def serving(folder: Path, **args: object) -> Iterator[Application]:
-    """`rayconteur serve` with the YAML that we ship, but for its folder, its ports, and these of its `args:`.
+    """`rayconteur serve` with `CONFIG`, but for its folder, its ports, and these of its `args:`.
 
     A further generator has the numbers of the first one.
     """
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config = yaml.safe_load(CONFIG.read_text())
     wanted = config["applications"][0]
     shipped = wanted["args"]
     for name, changed in {**args, "storage": {"folder": str(folder / "data")}}.items():
