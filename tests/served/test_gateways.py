@@ -66,9 +66,9 @@ def client_of(pid: int) -> httpx.Client:
             return False
 
     (port,) = (port for port in ports if is_http(port))
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
-    wait_until(lambda: client.get("/readyz").status_code == 200, 120, "the gateway is ready")
-    return client
+    url = f"http://127.0.0.1:{port}"
+    wait_until(lambda: httpx.get(f"{url}/readyz", timeout=20).status_code == 200, 120, "the gateway is ready")
+    return httpx.Client(base_url=url, timeout=120)
 
 
 def ask(gateway: httpx.Client, **fields: Any) -> Json:
