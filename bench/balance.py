@@ -15,8 +15,8 @@ import aiohttp
 
 from bench.figures import found, parse_arguments
 from bench.load import Sample, ask
+from bench.servers import served_model
 from tests.served.application import serving
-from tests.served.conftest import MODEL
 
 WORDS = "the keeper of the lighthouse writes down the wind and every ship that passes before he lights the lamp "
 """About 20 tokens."""
@@ -35,11 +35,11 @@ def main() -> None:
 
 
 async def measure(url: str, chosen: argparse.Namespace) -> None:
-    beginning = WORDS * (chosen.prompt_tokens // 20)
+    model, beginning = served_model(url), WORDS * (chosen.prompt_tokens // 20)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=900)) as session:
 
         async def one(name: str) -> Sample:
-            return await ask(session, url, MODEL, f"{name} {beginning}", chosen.answer_tokens)
+            return await ask(session, url, model, f"{name} {beginning}", chosen.answer_tokens)
 
         await one("warm")
         cold = [await one(f"cold {number}") for number in range(chosen.rounds)]
@@ -49,7 +49,7 @@ async def measure(url: str, chosen: argparse.Namespace) -> None:
         for busy in chosen.busy:
             # Short prompts and answers that outlast the measurement.
             others = [
-                asyncio.create_task(ask(session, url, MODEL, f"Other {busy} {number}: tell a story.", 400))
+                asyncio.create_task(ask(session, url, model, f"Other {busy} {number}: tell a story.", 400))
                 for number in range(busy)
             ]
             await asyncio.sleep(3 if busy else 0)
