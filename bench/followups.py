@@ -92,7 +92,7 @@ class LibraryParts:
         self.reranker = None
         self._encoder, self._reader = encoder, IndexReader(folder)
 
-    async def embed(self, texts: Sequence[str], _store_ids: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], _store_ids: Sequence[str], _model: str) -> FloatMatrix:
         return self._encoder.encode(texts)
 
     async def search(self, query: SearchQuery) -> tuple[Passage, ...]:

@@ -84,6 +84,7 @@ class Generator(Replica):
             block_tokens=vllm.cache_config.block_size or 1,
             chunk_tokens=chunk_tokens,
             long_prompts=max(step_tokens // chunk_tokens - 1, 1),
+            context_tokens=vllm.model_config.max_model_len,
         )
 
     async def ready(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 from serve_app.admission.callers import Callers
 from serve_app.admission.forecast import tokens_until_free
@@ -72,6 +73,8 @@ class Inside:
         capacity = capacity or Capacity(math.inf, math.inf, math.inf)
         sequences, tokens = limits.requests or _OPEN_TO_ALL * capacity.sequences, limits.tokens or capacity.tokens
         room = Load(sequences, tokens, capacity.step_tokens, capacity.long_prompts) * (1 / gateways)
+        # Or the longest prompt, which is larger than a share, would find room only at a gateway that has nothing else.
+        room = replace(room, tokens=max(room.tokens, min(tokens, capacity.context_tokens)))
         self._open = room.at_most(_BOUNDLESS)
         self._block_tokens, self._chunk_tokens = capacity.block_tokens, capacity.chunk_tokens
         self._beside_priority = settings.beside_priority

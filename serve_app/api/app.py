@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
@@ -37,7 +37,8 @@ from serve_app.api.sweep import sweep_expired
 from serve_app.background import BackgroundResponses
 from serve_app.backup.jobs import BackupJobs
 from serve_app.config import API_KEYS_ENV, AppConfig
-from serve_app.conversation.runners import beat
+from serve_app.conversation.runners import beat, leave
+from serve_app.errors import RayconteurError
 from serve_app.generation.settings_log import SettingsInForce, SettingsLog
 from serve_app.knowledge.catalog import Catalog
 from serve_app.parts import Parts
@@ -127,6 +128,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop.cancel()
     await asyncio.wait(app.state.loops)
     await chat.drain()
+    # Or the other gateways leave its share of the models alone until it has been silent for long enough.
+    with suppress(RayconteurError):
+        await run_in_threadpool(leave, context.database, context.runner_id)
 
 
 def _api_keys() -> list[str]:

@@ -34,6 +34,8 @@ DEFAULT_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # When gateways come or go HAProxy is replaced, and the old one ends with what it still streams after Ray's 120 s.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "330",
     # Ray's 30 is for load balancers that have yet to notice. Here that is HAProxy alone, which the controller tells.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     # Ray's 15 has every other process interrupt the model: a tenth of its tokens on two cores.

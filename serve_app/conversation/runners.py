@@ -29,6 +29,12 @@ def beat(database: Database, runner_id: str) -> None:
             connection.execute(insert(runners).values(id=runner_id, heartbeat_at=database_time()))
 
 
+def leave(database: Database, runner_id: str) -> None:
+    """Say that this process has ended, once nothing is left that it answers."""
+    with database.write() as connection:
+        connection.execute(delete(runners).where(runners.c.id == runner_id))
+
+
 def count_living(database: Database) -> int:
     """How many processes answer now, this one included once it has beaten."""
     living = runners.c.heartbeat_at > database_time() - RUNNER_TIMEOUT_S

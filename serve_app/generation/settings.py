@@ -47,7 +47,8 @@ class Settings(_Frozen):
         return Settings.model_validate({**other.said(), **self.said()})
 
     def said(self) -> Json:
-        return self.model_dump(exclude_none=True)
+        # As the log gives it back: there is no tuple in JSON.
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class Rule(_Frozen):

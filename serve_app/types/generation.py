@@ -42,6 +42,8 @@ class Capacity:
     """Of one prompt, that go through the model at once. A prompt of more is a long one."""
     long_prompts: float = math.inf
     """That are read at once, and short ones beside them."""
+    context_tokens: float = 0
+    """The longest prompt with its answer."""
 
     def __add__(self, other: "Capacity") -> "Capacity":
         """Of replicas of one model."""
@@ -52,4 +54,5 @@ class Capacity:
             self.block_tokens,
             self.chunk_tokens,
             self.long_prompts + other.long_prompts,
+            self.context_tokens,
         )

@@ -96,6 +96,19 @@ def test_each_gateway_admits_its_share() -> None:
     run(test())
 
 
+def test_each_gateway_has_room_for_the_longest_prompt_beside_others() -> None:
+    async def test() -> None:
+        capacity = Capacity(100, tokens=4000, step_tokens=256, context_tokens=2000)
+        admission = build_admission(capacity, gateways=4)
+        await admission.enter(DEMAND)
+        await admission.enter(replace(DEMAND, prompt_tokens=1500))
+
+        assert admission.load.tokens > 4000 / 4
+        assert len(await fill(admission, replace(DEMAND, prompt_tokens=1500))) == 0
+
+    run(test())
+
+
 def test_the_operators_limits_replace_the_engines() -> None:
     async def test() -> None:
         admission = build_admission(limits={"m": Limits(requests=3), "other": Limits(requests=1)})

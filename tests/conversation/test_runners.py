@@ -3,7 +3,7 @@
 from sqlalchemy import select, update
 
 from serve_app.conversation.log import ConversationLog
-from serve_app.conversation.runners import RUNNER_TIMEOUT_S, beat, count_living
+from serve_app.conversation.runners import RUNNER_TIMEOUT_S, beat, count_living, leave
 from serve_app.storage.clock import database_time
 from serve_app.storage.database import Database
 from serve_app.storage.schema import runners
@@ -71,6 +71,8 @@ def test_only_the_living_are_counted(database: Database) -> None:
     fall_silent(database, "run_2", RUNNER_TIMEOUT_S + 1)
 
     assert count_living(database) == 2
+    leave(database, "run_3")
+    assert count_living(database) == 1
 
 
 def test_clock_of_the_database_gives_unix_seconds(database: Database) -> None:

@@ -54,10 +54,10 @@ def test_a_rollback_to_nothing_is_refused(log: SettingsLog) -> None:
 
 
 def test_what_the_yaml_says_counts_when_it_changes(log: SettingsLog) -> None:
-    log.declare(MODEL, Settings(top_k=1))
+    log.declare(MODEL, Settings(top_k=1, stop=("END",)))
     log.change(MODEL, {"top_k": 2}, "key a")
-    log.declare(MODEL, Settings(top_k=1))  # a restart with the same YAML
-    assert log.newest()[MODEL].settings == Settings(top_k=2)
+    log.declare(MODEL, Settings(top_k=1, stop=("END",)))  # a restart with the same YAML
+    assert log.newest()[MODEL].settings == Settings(top_k=2, stop=("END",))
 
     log.declare(MODEL, Settings(top_k=3))
     assert log.newest()[MODEL].settings == Settings(top_k=3)

@@ -91,6 +91,7 @@ class TransformersEngine:
             tokens=cache_tokens,
             step_tokens=batching.max_batch_tokens or math.inf,
             block_tokens=batching.page_size,
+            context_tokens=self.max_model_len,
         )
         self._manager.start()
 
