@@ -5,8 +5,9 @@ import pytest
 from anyio import to_thread
 
 from serve_app.api import heartbeat
+from serve_app.conversation.runners import count_living
 from serve_app.storage.database import Database
-from tests.api.conftest import Api
+from tests.api.conftest import Api, running_api
 
 
 async def test_a_gateway_beats_while_its_requests_have_all_the_threads(
@@ -33,3 +34,10 @@ async def test_a_gateway_beats_while_its_requests_have_all_the_threads(
         await asyncio.wait([beating])
         for request in range(int(threads.total_tokens)):
             threads.release_on_behalf_of(request)
+
+
+def test_a_gateway_that_has_ended_leaves_its_share_to_the_others(api: Api) -> None:
+    with running_api(api.folder):
+        assert count_living(api.database) == 2
+
+    assert count_living(api.database) == 1
