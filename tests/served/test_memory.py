@@ -1,6 +1,6 @@
 """What a conversation remembers, with the model itself: the engine's cache, and the summary that it writes."""
 
-import time
+import secrets
 from typing import Any
 
 import openai
@@ -20,7 +20,7 @@ def context_of(client: openai.OpenAI, conversation_id: str) -> Any:
 
 def test_the_engine_has_the_beginning_of_the_next_prompt_in_its_cache(client: openai.OpenAI) -> None:
     conversation_id = client.conversations.create().id
-    ask(client, f"{time.time_ns()}: {LONG}", conversation_id)
+    ask(client, f"{secrets.token_hex(8)}: {LONG}", conversation_id)
 
     usage = ask(client, "And when does it come back?", conversation_id).usage
 

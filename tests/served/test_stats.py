@@ -1,6 +1,6 @@
 """`/v1/stats` and the release of memory with the real engine: the figures move as they should."""
 
-import time
+import secrets
 from typing import Any
 
 import openai
@@ -39,7 +39,7 @@ def cached_tokens(client: openai.OpenAI, prompt: str) -> int:
 def test_figures_move_with_requests_and_a_release_forgets_the_prompt(
     application: Application, client: openai.OpenAI
 ) -> None:
-    prompt = f"{time.time_ns()}: {LONG}"
+    prompt = f"{secrets.token_hex(8)}: {LONG}"
     served = yaml.safe_load((application.folder.parent / "serve_config.yaml").read_text())
     deployments = served["applications"][0]["deployments"]
     before = stats(client)
