@@ -73,8 +73,9 @@ class Inside:
         capacity = capacity or Capacity(math.inf, math.inf, math.inf)
         sequences, tokens = limits.requests or _OPEN_TO_ALL * capacity.sequences, limits.tokens or capacity.tokens
         room = Load(sequences, tokens, capacity.step_tokens, capacity.long_prompts) * (1 / gateways)
-        # Or the longest prompt, which is larger than a share, would find room only at a gateway that has nothing else.
-        room = replace(room, tokens=max(room.tokens, min(tokens, capacity.context_tokens)))
+        if not limits.tokens:
+            # Or the longest prompt, which is larger than a share, would find room only at a gateway with nothing else.
+            room = replace(room, tokens=max(room.tokens, min(tokens, capacity.context_tokens)))
         self._open = room.at_most(_BOUNDLESS)
         self._block_tokens, self._chunk_tokens = capacity.block_tokens, capacity.chunk_tokens
         self._beside_priority = settings.beside_priority

@@ -105,6 +105,9 @@ def test_each_gateway_has_room_for_the_longest_prompt_beside_others() -> None:
 
         assert admission.load.tokens > 4000 / 4
         assert len(await fill(admission, replace(DEMAND, prompt_tokens=1500))) == 0
+        bounded = build_admission(capacity, gateways=4, limits={"m": Limits(tokens=2000)})
+        await fill(bounded)
+        assert bounded.load.tokens <= 2000 / 4, "what the operator says is for all of them together"
 
     run(test())
 
